@@ -1,0 +1,1 @@
+"""One kvnode process: its storage, its store, and its network faces."""
