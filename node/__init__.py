@@ -1,1 +1,1 @@
-"""One kvnode process: its storage, its store, and its network faces."""
+"""One process, one node: the log, the store, the REST front, and the service that puts them together."""

@@ -1,1 +1,1 @@
-"""What a node keeps on its own disk: the write-ahead log, LevelDB, and their recovery."""
+"""What is on disk: the write-ahead log, LevelDB, the small files of the data directory, and recovery."""

@@ -1,0 +1,119 @@
+"""The interface of the ordered store that holds the data, which `kvnode.node.storage.leveldb` implements.
+
+All methods may be called from any worker thread, and block; none is called on the event loop. `write` and `flush` are
+each called by one thread at a time. A read that meets damage raises; it never answers short or wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from kvnode.node.api import Item, KeyRange, Record
+from kvnode.protocol.types import Entry, Position
+
+
+class Applied(NamedTuple):
+    """The last entry that the engine holds, stored in the same batch as that entry's operations.
+
+    Attributes:
+        position: Position(Epoch(0), 0) in an empty engine.
+        synced: whether that entry was known durable in the log before it was applied (``--fsync always``).
+    """
+
+    position: Position
+    synced: bool
+
+
+class Scan(Protocol):
+    """A walk over one snapshot. One thread at a time calls it.
+
+    Attributes:
+        applied: the position that the snapshot shows.
+        next_key: once `next_items` has returned an empty list: the first key left out because of the range's limit,
+            None when the range was exhausted.
+    """
+
+    applied: Position
+    next_key: bytes | None
+
+    def next_items(self, max_items: int, max_bytes: int) -> list[Item]:
+        """The next items in order, at least one unless the range has ended; an empty list is the confirmed end.
+
+        Raises:
+            RecordDamaged: a block fails its checksum, or the end could not be confirmed by stepping back.
+            EngineClosed: the engine was closed in between.
+        """
+
+    def close(self) -> None:
+        """Release the snapshot; idempotent, fine after the engine was closed."""
+
+
+class Engine(Protocol):
+    """An ordered key-value store, open on one directory."""
+
+    @property
+    def applied(self) -> Applied:
+        """What the last write (or, after opening, the stored state) says is applied."""
+
+    def write(self, entries: Sequence[Entry], *, synced: bool) -> None:
+        """Apply entries in order, with the new `applied`, in one atomic batch. Not synced to disk.
+
+        Raises:
+            EngineFailed: unusable from now on but for reading and closing; what was applied is unknown.
+            EngineClosed.
+        """
+
+    def contains(self, key: bytes) -> bool:
+        """Whether the key has a record in the current state.
+
+        Raises:
+            RecordDamaged, EngineClosed, EngineFailed.
+        """
+
+    def read(self, keys: Sequence[bytes]) -> tuple[list[Record | None | Exception], Position]:
+        """The keys' records from one snapshot, and that snapshot's applied position.
+
+        A key whose block is damaged has its RecordDamaged in the list, so that the others are answered.
+
+        Raises:
+            EngineClosed, EngineFailed.
+        """
+
+    def scan(self, wanted: KeyRange) -> Scan:
+        """Begin a walk over a new snapshot.
+
+        Raises:
+            RecordDamaged, EngineClosed, EngineFailed.
+        """
+
+    def flush(self) -> Position:
+        """Make durable all that was applied before the call, and return the position up to which that holds.
+
+        Raises:
+            EngineFailed: it cannot be shown that everything reached the disk.
+            EngineClosed.
+        """
+
+    def level0_files(self) -> int:
+        """How many level-0 tables wait for compaction (LevelDB blocks writers at 12); 0 when closed."""
+
+    def close(self, timeout_s: float) -> bool:
+        """Wait until no call is inside, then close; from the call on, new calls raise EngineClosed.
+
+        Returns:
+            Whether it was closed within `timeout_s`; if not, it is left open and must not be closed under its readers.
+        """
+
+
+class EngineFactory(Protocol):
+    """How an engine is opened on a directory."""
+
+    def __call__(self, path: Path, *, paranoid: bool) -> Engine:
+        """Open the engine at `path`, making it if it is missing.
+
+        Raises:
+            EngineFailed: it cannot be opened (with `paranoid`: it holds any detectable damage).
+            UnknownFormat: another format version wrote it.
+        """

@@ -1,0 +1,72 @@
+"""Entries as bytes: the msgpack payload that goes to the log, to every replica and into its log, and its CRC.
+
+Source: FORMAT.md, "Entry".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from zlib import crc32
+
+import msgpack
+
+from kvnode.protocol.errors import EntryDamaged
+from kvnode.protocol.types import OP_DELETE, OP_PUT, Delete, Entry, Epoch, Op, Put
+
+_U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
+
+#: The first byte of every payload of this format: a msgpack array of four.
+ENTRY_FIRST_BYTE = b"\x94"
+
+
+class EntryEncoder:
+    """Turns entries into payloads. Holds a buffer that it reuses, so one instance serves one thread."""
+
+    def __init__(self) -> None:
+        self._packer = msgpack.Packer(use_bin_type=True)
+
+    def encode(self, entry: Entry) -> bytes:
+        """The payload of `entry`; `decode_entry` is its inverse."""
+        payload: bytes = self._packer.pack(entry)
+        return payload
+
+
+def decode_entry(payload: bytes | memoryview) -> Entry:
+    """The entry that `payload` holds.
+
+    Raises:
+        EntryDamaged: the bytes are not exactly one entry of a known shape.
+    """
+    try:
+        fields: Any = msgpack.unpackb(payload, use_list=False)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise EntryDamaged(f"entry payload is not msgpack: {error}") from error
+    if type(fields) is not tuple or len(fields) != 4:
+        raise EntryDamaged("entry payload is not an array of four")
+    seq, epoch, time_ms, ops = fields
+    if not (_is_u64(seq) and seq > 0 and _is_u64(epoch) and _is_u64(time_ms)):
+        raise EntryDamaged("entry seq, epoch or time is not an unsigned integer in range")
+    if type(ops) is not tuple or not ops:
+        raise EntryDamaged("entry has no operations")
+    return Entry(seq, Epoch(epoch), time_ms, tuple([_decode_op(op) for op in ops]))
+
+
+def _decode_op(fields: Any) -> Op:
+    if type(fields) is tuple and fields and type(fields[0]) is int:
+        match fields:
+            case (kind, key, expires_ms, value) if kind == OP_PUT:
+                if type(key) is bytes and key and _is_u64(expires_ms) and type(value) is bytes:
+                    return Put._make(fields)
+            case (kind, key) if kind == OP_DELETE:
+                if type(key) is bytes and key:
+                    return Delete._make(fields)
+    raise EntryDamaged("entry has an operation of an unknown kind or shape")
+
+
+def _is_u64(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _U64_MAX
+
+
+def payload_crc(payload: bytes | memoryview) -> int:
+    """The CRC-32 (ISO-HDLC, as zlib computes it) that travels with a payload, 0 to 2**32 - 1."""
+    return crc32(payload)
