@@ -94,8 +94,8 @@ class KeyRange:
 class RangeStream(Protocol):
     """A range read in progress over one snapshot. An asynchronous iterator of chunks; close it in any case.
 
-    Each chunk is what the `encode` function given to `Store.read_range` made of some items, in order. When the iteration
-    has ended normally, the range was read to its end (or its limit) and that end was confirmed.
+    Each chunk is what the `encode` function given to `StoreApi.read_range` made of some items, in order. When the
+    iteration has ended normally, the range was read to its end (or its limit) and that end was confirmed.
 
     Attributes:
         applied: the position that the snapshot shows; known from the beginning.
@@ -166,7 +166,7 @@ class StoreApi(Protocol):
 
 
 class NodeApi(Protocol):
-    """The node as a whole, as the operator's routes see it. All methods are called on the event loop and do not block."""
+    """The node as a whole, as the operator's routes see it. All methods are called on the event loop, none blocks."""
 
     def status(self) -> dict[str, Any]:
         """The JSON object of GET /status."""

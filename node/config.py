@@ -87,6 +87,7 @@ def _name(text: str) -> str:
 
 
 def _setting(help_text: str, parse: Callable[[str], Any], default: Any, minimum: int | None = None) -> Any:
+    """A dataclass field that carries its own description."""
     return field(default=default, metadata={"help": help_text, "parse": parse, "minimum": minimum})
 
 
@@ -94,9 +95,7 @@ def _setting(help_text: str, parse: Callable[[str], Any], default: Any, minimum:
 class Config:
     """Everything that can be set. Sizes are bytes. See `SETTINGS` for the texts."""
 
-    data: Path = _setting(
-        "Directory that holds the node's data; made if it is missing.", Path, Path("kvnode-data")
-    )
+    data: Path = _setting("Directory that holds the node's data; made if it is missing.", Path, Path("kvnode-data"))
     http: Address = _setting("HOST:PORT for REST.", Address.parse, Address("127.0.0.1", 5001))
     peer: Address = _setting("HOST:PORT for the peer protocol.", Address.parse, Address("127.0.0.1", 7001))
     name: str = _setting("The node's name in the cluster; default: a name made from its id.", _name, "")
@@ -105,32 +104,24 @@ class Config:
         _one_of("always", "never"),
         "always",
     )
-    log_format: str = _setting(
-        "Form of the log lines on stderr: text or json.", _one_of("text", "json"), "text"
-    )
+    log_format: str = _setting("Form of the log lines on stderr: text or json.", _one_of("text", "json"), "text")
 
     wal_segment_bytes: int = _setting("Size of one log segment.", parse_size, 64 * MiB, 4 * KiB)
-    wal_keep_bytes: int = _setting(
-        "Closed log segments kept for replicas and for rebuilding.", parse_size, GiB, 0
-    )
+    wal_keep_bytes: int = _setting("Closed log segments kept for replicas and for rebuilding.", parse_size, GiB, 0)
 
     cache_bytes: int = _setting("Memory of the read cache.", parse_size, 64 * MiB, 0)
     engine_write_buffer_bytes: int = _setting(
         "LevelDB's write buffer (it may hold two).", parse_size, 8 * MiB, 64 * KiB
     )
     engine_block_cache_bytes: int = _setting("LevelDB's block cache.", parse_size, 32 * MiB, 64 * KiB)
-    engine_open_files: int = _setting(
-        "Table files that LevelDB keeps open (and mapped).", _parse_count, 200, 64
-    )
+    engine_open_files: int = _setting("Table files that LevelDB keeps open (and mapped).", _parse_count, 200, 64)
 
     max_key_bytes: int = _setting("Longest key, in UTF-8.", parse_size, 4 * KiB, 1)
     max_value_bytes: int = _setting("Longest value, as JSON text.", parse_size, 4 * MiB, 1)
     max_batch_bytes: int = _setting("Largest batch, keys and values.", parse_size, 16 * MiB, 1)
     max_batch_items: int = _setting("Most items in a batch.", _parse_count, 100_000, 1)
     max_body_bytes: int = _setting("Largest request body.", parse_size, 32 * MiB, 1)
-    max_queued_bytes: int = _setting(
-        "Bytes queued for commit before writes are refused.", parse_size, 64 * MiB, 1
-    )
+    max_queued_bytes: int = _setting("Bytes queued for commit before writes are refused.", parse_size, 64 * MiB, 1)
     max_frame_bytes: int = _setting("Largest frame of the peer protocol.", parse_size, 64 * MiB, 4 * KiB)
 
     def __post_init__(self) -> None:
@@ -138,9 +129,7 @@ class Config:
             minimum = each.metadata["minimum"]
             value = getattr(self, each.name)
             if minimum is not None and value < minimum:
-                raise ConfigError(
-                    f"--{_flag(each.name)} must be at least {minimum}, got {value}", setting=each.name
-                )
+                raise ConfigError(f"--{_flag(each.name)} must be at least {minimum}, got {value}", setting=each.name)
         if self.max_key_bytes > 64 * KiB:
             raise ConfigError(
                 "--max-key-bytes must be at most 65536: a key has to fit a request line",

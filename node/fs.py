@@ -146,7 +146,7 @@ def read_file(fs: Fs, path: Path) -> bytes:
 
 
 def replace_file(fs: Fs, path: Path, data: bytes) -> None:
-    """Replace a small file so that after any crash either the old or the new content is there, and after return the new.
+    """Replace a small file: after a crash either the old or the new content is there, after return the new.
 
     Writes ``NAME.tmp`` beside it; a left-over one is deleted at the next start.
     """

@@ -10,7 +10,7 @@ The tree splits by who must act:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class KvError(Exception):
@@ -21,7 +21,7 @@ class KvError(Exception):
         hint: what to do about it, or None when the message says all there is.
     """
 
-    code: ClassVar[str] = "internal"
+    code: str = "internal"
     #: extra members of the JSON error object, by field name
     fields: dict[str, Any]
 

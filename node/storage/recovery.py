@@ -1,0 +1,473 @@
+"""Start-up of the storage: from whatever a stop or crash left behind to a log and an engine that agree, or a refusal.
+
+The order of steps is the contract (DESIGN of recovery in FORMAT.md, "Recovery"): nothing is served before the replayed
+segments are fsynced, a torn tail is cut before anything is appended, and data is moved aside, never deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from kvnode.node.errors import DataLost, EngineFailed, LogDamaged, LogFailed, StorageFull
+from kvnode.node.eventlog import EventLog
+from kvnode.node.fs import Fs, read_file
+from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
+from kvnode.node.storage.engine import Engine, EngineFactory
+from kvnode.node.storage.segment import (
+    HEADER_BYTES,
+    Damage,
+    LogRecord,
+    check_header,
+    find_later_records,
+    parse_segment_name,
+    read_records,
+    segment_name,
+)
+from kvnode.node.storage.wal import DISK_FULL_ERRNOS, Segment, Wal, WalOptions, make_segment
+from kvnode.protocol.types import Entry, History, Seq
+
+#: Replayed entries are applied to the engine in batches of about this many bytes, so that memory stays bounded.
+_REPLAY_BATCH_BYTES = 4 * 1024 * 1024
+
+#: How long start-up waits for an engine that it opened itself, and which nobody else reads, to close.
+_CLOSE_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class Storage:
+    """What recovery hands over: everything open, in agreement, and durable up to `wal.last_seq`.
+
+    Attributes:
+        replayed: how many entries were applied again.
+        clean: whether the last stop was clean, so that nothing had to be looked at.
+    """
+
+    wal: Wal
+    engine: Engine
+    history: History
+    checkpoint_seq: Seq
+    replayed: int
+    clean: bool
+
+
+class Recovery:
+    """One start-up. Create it and call `run` once; the directory lock is held by the caller."""
+
+    def __init__(
+        self,
+        fs: Fs,
+        layout: Layout,
+        identity: Identity,
+        open_engine: EngineFactory,
+        options: WalOptions,
+        log: EventLog,
+    ) -> None:
+        self._fs = fs
+        self._layout = layout
+        self._cluster_id = identity.cluster_bytes
+        self._open_engine = open_engine
+        self._options = options
+        self._log = log
+        self._files = StateFiles(fs, layout)
+
+    def run(self) -> Storage:
+        """Recover.
+
+        Raises:
+            LogDamaged: the log holds damage that is not a torn tail.
+            DataLost: parts are missing that nothing here can bring back.
+            FileDamaged, UnknownFormat: of a small file, a segment, or LevelDB.
+            StorageFull: no room to start with.
+            LogFailed: a sync failed.
+            OSError: anything else the disk refuses.
+        """
+        try:
+            return self._run()
+        except OSError as error:
+            if error.errno in DISK_FULL_ERRNOS:
+                raise StorageFull(f"no room to start: {error.strerror}", hint="free some space") from error
+            raise
+
+    def _run(self) -> Storage:
+        fs, layout = self._fs, self._layout
+        for directory in (layout.wal, layout.db):
+            fs.make_directory(directory)
+        self._delete_temporaries()
+        history = self._files.load_history() or History()
+        checkpoint_seq = self._files.load_checkpoint() or 0
+        clean = self._files.load_clean_stop()
+        first_seqs = list_segments(fs, layout.wal, self._cluster_id)
+        if not first_seqs and not history.reigns and not fs.list_names(layout.db):
+            # A new directory. With the log there first, an engine that does not survive a crash now can be rebuilt.
+            make_segment(fs, layout.wal, self._cluster_id, 1, self._options.segment_bytes)
+            first_seqs = [1]
+        if clean is not None:
+            storage = self._open_clean(clean, first_seqs, history, checkpoint_seq)
+            if storage is not None:
+                return storage
+        return self._open_unclean(clean, first_seqs, history, checkpoint_seq)
+
+    # ---- the two ways to start ---------------------------------------------------------------------------------
+
+    def _open_clean(
+        self, clean: CleanStop, first_seqs: list[Seq], history: History, checkpoint_seq: Seq
+    ) -> Storage | None:
+        """Open and go, if everything is as the clean stop left it; else None."""
+        if checkpoint_seq != clean.last_seq or not first_seqs or segment_name(first_seqs[-1]) != clean.segment:
+            return None
+        if first_seqs[0] > checkpoint_seq + 1 or self._size(first_seqs[-1]) != clean.size:
+            return None
+        try:
+            engine = self._open_engine(self._layout.db, paranoid=False)
+        except EngineFailed:
+            return None
+        if engine.applied.position.seq != clean.last_seq:
+            engine.close(_CLOSE_TIMEOUT_S)
+            return None
+        self._files.remove_clean_stop()
+        segments = self._chain(first_seqs, clean.last_seq, clean.size)
+        wal = Wal(self._fs, self._layout.wal, self._cluster_id, self._options, segments)
+        return Storage(wal, engine, history, checkpoint_seq, replayed=0, clean=True)
+
+    def _open_unclean(
+        self, clean: CleanStop | None, first_seqs: list[Seq], history: History, checkpoint_seq: Seq
+    ) -> Storage:
+        engine = self._open_damaged_engine()
+        known_durable = max(
+            checkpoint_seq,
+            clean.last_seq if clean is not None else 0,
+            history.reigns[-1].first_seq - 1 if history.reigns else 0,
+            first_seqs[-1] - 1 if first_seqs else 0,
+        )
+        rebuild = engine is None or engine.applied.position.seq < checkpoint_seq
+        if rebuild:
+            if first_seqs[:1] != [1]:
+                self._close(engine)
+                raise self._cannot_rebuild(first_seqs, checkpoint_seq)
+            engine, checkpoint_seq = self._empty_engine(engine), 0
+        assert engine is not None
+        try:
+            storage = self._replay_log(engine, first_seqs, history, checkpoint_seq, known_durable)
+            if rebuild:
+                storage.checkpoint_seq = engine.flush().seq
+                self._files.save_checkpoint(storage.checkpoint_seq)
+            return storage
+        except BaseException:
+            self._close(engine)
+            raise
+
+    def _replay_log(
+        self, engine: Engine, first_seqs: list[Seq], history: History, checkpoint_seq: Seq, known_durable: Seq
+    ) -> Storage:
+        fs, layout = self._fs, self._layout
+        if first_seqs and first_seqs[0] > checkpoint_seq + 1:
+            raise self._log_begins_late(first_seqs[0], checkpoint_seq)
+        applied = engine.applied
+        if applied.position.epoch != history.epoch_of(applied.position.seq):
+            raise self._foreign_engine(engine)
+        if applied.synced:
+            known_durable = max(known_durable, applied.position.seq)
+        replay_first = next((i for i in reversed(range(len(first_seqs))) if first_seqs[i] <= checkpoint_seq + 1), 0)
+        self._sync_segments(first_seqs[replay_first:])
+        scan = _Scan(fs, layout.wal, first_seqs, history, known_durable)
+        replayed = replay(engine, scan.entries(replay_first), checkpoint_seq)
+        last_seq = scan.last_seq if first_seqs else 0
+        applied_seq = engine.applied.position.seq
+        if max(last_seq, applied_seq) < known_durable:
+            raise DataLost(
+                f"{layout.root}: entries up to seq {known_durable} were durable, "
+                f"but the log ends at {last_seq} and LevelDB at {applied_seq}",
+                hint="rebuild this node from its primary with `kvnode join`, or restore the directory as a whole",
+            )
+        self._files.remove_clean_stop()
+        if scan.damage is not None:
+            self._cut_torn_tail(first_seqs[-1], scan.damage)
+        self._log.info("log_replayed", entries=replayed, last_seq=last_seq)
+        if applied_seq > last_seq:
+            return self._restart_log(engine, history, first_seqs, last_seq)
+        if first_seqs:
+            wal = Wal(fs, layout.wal, self._cluster_id, self._options, self._chain(first_seqs, last_seq, scan.end))
+        else:
+            wal = Wal.create(fs, layout.wal, self._cluster_id, self._options, 1)
+        return Storage(wal, engine, history, checkpoint_seq, replayed, clean=False)
+
+    # ---- the engine --------------------------------------------------------------------------------------------
+
+    def _open_damaged_engine(self) -> Engine | None:
+        """The engine after an unclean stop: with paranoid checks, else without, else None."""
+        try:
+            return self._open_engine(self._layout.db, paranoid=True)
+        except EngineFailed as error:
+            if error.disk_full:
+                raise StorageFull(f"LevelDB has no room to start: {error}", hint="free some space") from error
+            self._log.warning("engine_damaged", reason=error.message, action="opening without paranoid checks")
+        try:
+            return self._open_engine(self._layout.db, paranoid=False)
+        except EngineFailed as error:
+            if error.disk_full:
+                raise StorageFull(f"LevelDB has no room to start: {error}", hint="free some space") from error
+            self._log.warning("engine_lost", reason=error.message)
+            return None
+
+    def _empty_engine(self, engine: Engine | None) -> Engine:
+        """An empty engine in place of a lost one, whose files are moved aside."""
+        fs, layout = self._fs, self._layout
+        # From here on the log is all there is: LevelDB is durable up to nothing.
+        self._files.save_checkpoint(0)
+        if engine is not None and engine.applied.position.seq == 0:
+            return engine
+        self._close(engine)
+        fs.make_directory(layout.db_old)
+        number = 1 + max((int(name) for name in fs.list_names(layout.db_old) if name.isdigit()), default=0)
+        fs.rename(layout.db, layout.db_old / str(number))
+        fs.make_directory(layout.db)
+        fs.sync_directory(layout.db_old)
+        fs.sync_directory(layout.root)
+        self._log.warning("engine_rebuild", moved_to=layout.db_old / str(number))
+        return self._open_engine(layout.db, paranoid=True)
+
+    def _close(self, engine: Engine | None) -> None:
+        if engine is not None:
+            engine.close(_CLOSE_TIMEOUT_S)
+
+    # ---- the log -----------------------------------------------------------------------------------------------
+
+    def _delete_temporaries(self) -> None:
+        for directory in (self._layout.root, self._layout.wal):
+            names = [name for name in self._fs.list_names(directory) if name.endswith(".tmp")]
+            for name in names:
+                self._fs.unlink(directory / name)
+            if names:
+                self._fs.sync_directory(directory)
+
+    def _chain(self, first_seqs: Sequence[Seq], last_seq: Seq, end: int) -> list[Segment]:
+        """The segments, given where the last one ends."""
+        closed = [Segment(first, following - 1, self._size(first)) for first, following in pairwise(first_seqs)]
+        return [*closed, Segment(first_seqs[-1], last_seq, end)]
+
+    def _size(self, first_seq: Seq) -> int:
+        file = self._fs.open(self._layout.wal / segment_name(first_seq), writable=False)
+        try:
+            return file.size()
+        finally:
+            file.close()
+
+    def _sync_segments(self, first_seqs: Sequence[Seq]) -> None:
+        """Make durable what the last process may have left in the page cache only."""
+        try:
+            for first_seq in first_seqs:
+                file = self._fs.open(self._layout.wal / segment_name(first_seq), writable=True)
+                try:
+                    file.sync()
+                finally:
+                    file.close()
+            self._fs.sync_directory(self._layout.wal)
+        except OSError as error:
+            raise LogFailed(f"syncing the log before replay failed: {error.strerror}") from error
+
+    def _cut_torn_tail(self, first_seq: Seq, damage: Damage) -> None:
+        path = self._layout.wal / segment_name(first_seq)
+        file = self._fs.open(path, writable=True)
+        try:
+            size = file.size()
+            file.truncate(damage.offset)
+            file.sync()
+        except OSError as error:
+            raise LogFailed(f"cutting the torn tail of {path} failed: {error.strerror}") from error
+        finally:
+            file.close()
+        self._log.warning(
+            "torn_tail_cut",
+            path=path,
+            offset=damage.offset,
+            seq=damage.seq,
+            bytes=size - damage.offset,
+            reason=damage.reason,
+        )
+
+    def _restart_log(self, engine: Engine, history: History, first_seqs: list[Seq], last_seq: Seq) -> Storage:
+        """LevelDB is ahead of the log: its data counts, and the log goes on behind it.
+
+        The checkpoint comes first: once it covers all of LevelDB, the old segments are not needed, so a crash anywhere
+        in between leads here again.
+        """
+        fs, layout = self._fs, self._layout
+        applied_seq = engine.flush().seq
+        self._files.save_checkpoint(applied_seq)
+        aside = layout.wal_old / segment_name(applied_seq + 1).removesuffix(".wal")
+        if first_seqs:
+            for directory in (layout.wal_old, aside):
+                fs.make_directory(directory)
+                fs.sync_directory(directory.parent)
+            for first_seq in first_seqs:
+                fs.rename(layout.wal / segment_name(first_seq), aside / segment_name(first_seq))
+            fs.sync_directory(aside)
+            fs.sync_directory(layout.wal)
+        self._log.warning(
+            "log_restarted",
+            reason="LevelDB is ahead of the log: the log was lost",
+            log_last_seq=last_seq,
+            applied_seq=applied_seq,
+            moved_to=aside if first_seqs else None,
+        )
+        wal = Wal.create(fs, layout.wal, self._cluster_id, self._options, applied_seq + 1)
+        return Storage(wal, engine, history, applied_seq, replayed=0, clean=False)
+
+    # ---- refusals ----------------------------------------------------------------------------------------------
+
+    def _cannot_rebuild(self, first_seqs: list[Seq], checkpoint_seq: Seq) -> DataLost:
+        begins = f"begins at seq {first_seqs[0]}" if first_seqs else "is missing"
+        return DataLost(
+            f"{self._layout.db}: LevelDB is missing or damaged beyond seq {checkpoint_seq}, and the log {begins}",
+            hint="rebuild this node from its primary with `kvnode join`, or restore the directory as a whole",
+        )
+
+    def _foreign_engine(self, engine: Engine) -> DataLost:
+        return DataLost(
+            f"{self._layout.db}: LevelDB stands at {engine.applied.position}, which is not in {self._layout.history}",
+            hint="db/, wal/ and history belong together: restore all of them from one copy",
+        )
+
+    def _log_begins_late(self, first_seq: Seq, checkpoint_seq: Seq) -> DataLost:
+        return DataLost(
+            f"{self._layout.wal}: the log begins at seq {first_seq}, but LevelDB is durable only up to {checkpoint_seq}: "
+            "segments between are missing",
+            hint="put the missing segments back, or rebuild this node from its primary with `kvnode join`",
+        )
+
+
+class _Scan:
+    """One pass over the log's end: hands out entries, then knows where the log ends and whether it was torn."""
+
+    def __init__(self, fs: Fs, directory: Path, first_seqs: list[Seq], history: History, known_durable: Seq) -> None:
+        self._fs = fs
+        self._directory = directory
+        self._first_seqs = first_seqs
+        self._history = history
+        self._known_durable = known_durable
+        self.last_seq: Seq = 0
+        self.end = HEADER_BYTES
+        self.damage: Damage | None = None
+
+    def entries(self, begin: int) -> Iterator[tuple[Entry, int]]:
+        """(entry, payload size) from the segment with index `begin` on.
+
+        Raises:
+            LogDamaged: at damage that is not the torn tail of an unacknowledged group.
+        """
+        for index in range(begin, len(self._first_seqs)):
+            first_seq = self._first_seqs[index]
+            path = self._directory / segment_name(first_seq)
+            if index > begin and first_seq != self.last_seq + 1:
+                raise LogDamaged(path, 0, self.last_seq + 1, f"the segment begins with seq {first_seq}")
+            self.last_seq, self.end = first_seq - 1, HEADER_BYTES
+            data = read_file(self._fs, path)
+            try:
+                for record in read_records(data, first_seq):
+                    self._check_epoch(path, record)
+                    yield record.entry, len(record.payload)
+                    self.last_seq, self.end = record.entry.seq, record.end
+            except Damage as damage:
+                is_last = index == len(self._first_seqs) - 1
+                reason = explain_corruption(damage, data, self._known_durable, is_last=is_last)
+                if reason is not None:
+                    raise LogDamaged(path, damage.offset, damage.seq, reason) from damage
+                self.damage = damage
+
+    def _check_epoch(self, path: Path, record: LogRecord) -> None:
+        epoch, seq = record.entry.position
+        if epoch != self._history.epoch_of(seq):
+            raise LogDamaged(
+                path, record.offset, seq, f"the record has epoch {epoch}, which is not this node's history"
+            )
+
+
+def explain_corruption(damage: Damage, data: bytes, known_durable: Seq, *, is_last: bool) -> str | None:
+    """Why damage in a segment is corruption of acknowledged data, None if it is a torn tail that may be cut.
+
+    A torn tail lies in the last segment, above everything known durable, and no record behind it says that what lies
+    before was durable.
+
+    Args:
+        data: the whole segment file.
+        known_durable: the highest seq of which other evidence says that it was durable.
+        is_last: whether no later segment exists; a segment is only made when the one before is durable.
+    """
+    if not is_last:
+        return f"{damage.reason}, and later segments exist"
+    if damage.seq <= known_durable:
+        return f"{damage.reason}, and seq {known_durable} was known durable"
+    for record in find_later_records(data, damage.offset + 1, damage.seq):
+        if record.marked:
+            return (
+                f"{damage.reason}, and the record of seq {record.entry.seq} at {record.offset} was written after a sync"
+            )
+    return None
+
+
+def replay(engine: Engine, entries: Iterator[tuple[Entry, int]], after_seq: Seq) -> int:
+    """Apply entries above `after_seq` to the engine, in order; they are durable in the log.
+
+    Returns:
+        How many were applied.
+
+    Raises:
+        EngineFailed: the engine refused; what it applied is unknown, and replaying once more is harmless.
+    """
+    batch: list[Entry] = []
+    batch_bytes = replayed = 0
+    for entry, size in entries:
+        if entry.seq <= after_seq:
+            continue
+        batch.append(entry)
+        batch_bytes += size
+        if batch_bytes >= _REPLAY_BATCH_BYTES:
+            engine.write(batch, synced=True)
+            replayed += len(batch)
+            batch, batch_bytes = [], 0
+    if batch:
+        engine.write(batch, synced=True)
+    return replayed + len(batch)
+
+
+def list_segments(fs: Fs, directory: Path, cluster_id: bytes) -> list[Seq]:
+    """The first seqs of all segments in a log directory, ascending, after each header was checked.
+
+    Raises:
+        LogDamaged, UnknownFormat: of a segment whose header is not right.
+    """
+    first_seqs = []
+    for name in fs.list_names(directory):
+        if parse_segment_name(name) is None:
+            continue
+        file = fs.open(directory / name, writable=False)
+        try:
+            head = file.read_at(0, HEADER_BYTES)
+        finally:
+            file.close()
+        first_seqs.append(check_header(directory / name, head, cluster_id))
+    return sorted(first_seqs)
+
+
+def segments_to_replay(segments: Sequence[Segment], after_seq: Seq) -> list[Segment]:
+    """Those that hold entries above `after_seq`."""
+    return [segment for segment in segments if segment.last_seq > after_seq]
+
+
+def read_segments(fs: Fs, directory: Path, segments: Sequence[Segment]) -> Iterator[tuple[Entry, int]]:
+    """(entry, payload size) of whole segments of a running log, up to each one's known end.
+
+    Raises:
+        LogDamaged: a segment does not hold what it held.
+    """
+    for segment in segments:
+        path = directory / segment.name
+        data = read_file(fs, path)[: segment.end]
+        try:
+            for record in read_records(data, segment.first_seq):
+                yield record.entry, len(record.payload)
+        except Damage as damage:
+            raise LogDamaged(path, damage.offset, damage.seq, damage.reason) from damage

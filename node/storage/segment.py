@@ -1,0 +1,204 @@
+"""The log segment format: headers and records as bytes, and the scan that tells records from damage.
+
+Pure functions over bytes; `kvnode.node.storage.wal` owns the files.
+
+Source: FORMAT.md, "Log segment".
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from kvnode.node.errors import LogDamaged, UnknownFormat
+from kvnode.protocol.entry import ENTRY_FIRST_BYTE, decode_entry, payload_crc
+from kvnode.protocol.errors import EntryDamaged, KvError
+from kvnode.protocol.types import Entry, Seq
+
+FORMAT_VERSION = 1
+
+_MAGIC = b"KVNODWAL"
+_HEADER = struct.Struct(">8sI16sQ")  # magic, format version, cluster id, first seq
+_HEADER_CRC = struct.Struct(">I")
+HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
+
+_RECORD = struct.Struct(">II")  # length with the mark in bit 31, CRC-32 of the payload
+RECORD_HEADER_BYTES = _RECORD.size
+_MARK = 0x8000_0000
+MAX_PAYLOAD_BYTES = _MARK - 1
+
+_NAME = re.compile(r"(\d{20})\.wal")
+
+
+class LogRecord(NamedTuple):
+    """One record as it stands in a segment.
+
+    Attributes:
+        offset: of the record's first byte in its file.
+        marked: whether everything before this record was durable when it was written.
+        payload: the entry as bytes, untouched.
+        entry: the entry, decoded.
+    """
+
+    offset: int
+    marked: bool
+    payload: bytes
+    entry: Entry
+
+    @property
+    def end(self) -> int:
+        """The offset after the record."""
+        return self.offset + RECORD_HEADER_BYTES + len(self.payload)
+
+
+class Damage(KvError):
+    """Bytes at `offset`, where `seq` was expected, are neither a record of that seq nor unused space."""
+
+    code = "log_damaged"
+
+    def __init__(self, offset: int, seq: Seq, reason: str) -> None:
+        super().__init__(reason)
+        self.offset = offset
+        self.seq = seq
+        self.reason = reason
+
+
+def segment_name(first_seq: Seq) -> str:
+    """The file name of the segment that begins with `first_seq`."""
+    return f"{first_seq:020d}.wal"
+
+
+def parse_segment_name(name: str) -> Seq | None:
+    """The first seq that a file name speaks of, None when it is not a segment's name."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def encode_header(cluster_id: bytes, first_seq: Seq) -> bytes:
+    """A segment's header.
+
+    Args:
+        cluster_id: 16 bytes.
+        first_seq: of the first record that the segment will hold.
+    """
+    head = _HEADER.pack(_MAGIC, FORMAT_VERSION, cluster_id, first_seq)
+    return head + _HEADER_CRC.pack(payload_crc(head))
+
+
+def check_header(path: Path, data: bytes, cluster_id: bytes) -> Seq:
+    """The first seq of the segment at `path`, after everything in its header was found right.
+
+    Args:
+        data: at least the file's first `HEADER_BYTES` bytes, where the file has so many.
+
+    Raises:
+        LogDamaged: the header is damaged, or does not belong to this cluster or to this file name.
+        UnknownFormat: an intact header names another format version.
+    """
+    named_seq = parse_segment_name(path.name) or 0
+    if len(data) < HEADER_BYTES:
+        raise LogDamaged(path, 0, named_seq, "the file is shorter than a segment header")
+    head = data[: _HEADER.size]
+    (crc,) = _HEADER_CRC.unpack_from(data, _HEADER.size)
+    magic, version, header_cluster, first_seq = _HEADER.unpack(head)
+    if magic != _MAGIC:
+        raise LogDamaged(path, 0, named_seq, "the segment header has no magic number")
+    if crc != payload_crc(head):
+        raise LogDamaged(path, 0, named_seq, "the segment header does not match its CRC")
+    if version != FORMAT_VERSION:
+        raise UnknownFormat(path, version, FORMAT_VERSION)
+    if header_cluster != cluster_id:
+        raise LogDamaged(path, 0, named_seq, f"the segment belongs to cluster {header_cluster.hex()}")
+    if first_seq != named_seq:
+        raise LogDamaged(path, 0, named_seq, f"the segment header says that it begins with seq {first_seq}")
+    return int(first_seq)
+
+
+def encode_record(payload: bytes, *, marked: bool) -> bytes:
+    """One record.
+
+    Args:
+        payload: 1 to 2**31 - 1 bytes.
+        marked: whether all that was written to the log before is durable.
+    """
+    length = len(payload)
+    return _RECORD.pack(length | _MARK if marked else length, payload_crc(payload)) + payload
+
+
+def read_records(data: bytes, first_seq: Seq) -> Iterator[LogRecord]:
+    """The records of one segment, each checked, in order.
+
+    Args:
+        data: the whole file, its header included.
+        first_seq: as the header says.
+
+    Raises:
+        Damage: at the first byte that is neither an intact record of the seq expected there nor unused space that
+            reaches to the end of the file.
+    """
+    offset, seq, size = HEADER_BYTES, first_seq, len(data)
+    while offset < size:
+        if size - offset < RECORD_HEADER_BYTES:
+            if any(data[offset:]):
+                raise Damage(offset, seq, "the file ends inside a record header")
+            return
+        length, crc = _RECORD.unpack_from(data, offset)
+        if length == 0:
+            _check_unused(data, offset, seq)
+            return
+        record = _read_record(data, offset, length, crc)
+        if isinstance(record, str):
+            raise Damage(offset, seq, record)
+        if record.entry.seq != seq:
+            raise Damage(offset, seq, f"an intact record has seq {record.entry.seq}")
+        yield record
+        offset, seq = record.end, seq + 1
+
+
+def _read_record(data: bytes, offset: int, length: int, crc: int) -> LogRecord | str:
+    """The record at `offset`, or why there is none."""
+    start = offset + RECORD_HEADER_BYTES
+    size = length & MAX_PAYLOAD_BYTES
+    if size > len(data) - start:
+        return f"a record of {size} bytes would reach past the end of the file"
+    payload = data[start : start + size]
+    if payload_crc(payload) != crc:
+        return "the payload does not match its CRC"
+    try:
+        entry = decode_entry(payload)
+    except EntryDamaged as error:
+        return error.message
+    return LogRecord(offset, length >= _MARK, payload, entry)
+
+
+def _check_unused(data: bytes, offset: int, seq: Seq) -> None:
+    """Check that only zeros follow; `offset` holds a zero length."""
+    block = 1 << 20
+    zeros = bytes(block)
+    for start in range(offset, len(data), block):
+        part = data[start : start + block]
+        if part != zeros[: len(part)]:
+            raise Damage(offset, seq, "unused space is not all zero")
+
+
+def find_later_records(data: bytes, start: int, above_seq: Seq) -> Iterator[LogRecord]:
+    """Every intact record at any offset from `start` on whose seq is above `above_seq`.
+
+    Looks behind damage, where record boundaries are unknown. Candidates are recognized by the first byte that every
+    payload has, so that the search costs little more than reading.
+
+    Args:
+        data: a whole segment file, or any part of one.
+    """
+    at = data.find(ENTRY_FIRST_BYTE, start + RECORD_HEADER_BYTES)
+    while at >= 0:
+        offset = at - RECORD_HEADER_BYTES
+        length, crc = _RECORD.unpack_from(data, offset)
+        if length & MAX_PAYLOAD_BYTES:
+            record = _read_record(data, offset, length, crc)
+            if isinstance(record, LogRecord) and record.entry.seq > above_seq:
+                yield record
+        at = data.find(ENTRY_FIRST_BYTE, at + 1)

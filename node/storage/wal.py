@@ -1,0 +1,315 @@
+"""The write-ahead log: appends groups of records durably, rotates segments, and drops old ones.
+
+The log is a chain of segment files; the last one, the tail, is written. Its promise to the rest of the node: a group for
+which `Wal.append` returned is durable (with ``sync=True``), and one for which it raised `StorageFull` has left no byte
+behind. Any other failure is final: what the disk holds is unknown then, and the log refuses everything.
+
+Source: FORMAT.md, "Log segment".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kvnode.node.errors import LogFailed, StorageFull
+from kvnode.node.fs import File, Fs
+from kvnode.node.storage.segment import (
+    HEADER_BYTES,
+    RECORD_HEADER_BYTES,
+    encode_header,
+    encode_record,
+    segment_name,
+)
+from kvnode.protocol.types import Seq
+
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One file of the log.
+
+    Attributes:
+        first_seq: of its first record, or of the one it will hold.
+        last_seq: of its last record; first_seq - 1 while it is empty.
+        end: the offset after its last record, in bytes.
+    """
+
+    first_seq: Seq
+    last_seq: Seq
+    end: int
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return segment_name(self.first_seq)
+
+
+@dataclass(frozen=True, slots=True)
+class WalOptions:
+    """How a log is kept.
+
+    Attributes:
+        segment_bytes: the size at which a segment is closed, and which is reserved for it.
+        keep_bytes: closed segments are kept while all segments together are not larger.
+        sync: whether `Wal.append` waits for the disk.
+    """
+
+    segment_bytes: int
+    keep_bytes: int
+    sync: bool = True
+
+
+class Wal:
+    """The log, opened for appending. One thread appends; another may sync, drop segments and ask for sizes."""
+
+    def __init__(
+        self, fs: Fs, directory: Path, cluster_id: bytes, options: WalOptions, segments: Sequence[Segment]
+    ) -> None:
+        """Go on with the log that recovery found.
+
+        Args:
+            cluster_id: 16 bytes.
+            segments: all of them in order, at least one. Everything up to the last one's end is durable, and nothing
+                but zeros follows that end.
+        """
+        self._fs = fs
+        self._directory = directory
+        self._cluster_id = cluster_id
+        self._options = options
+        self._closed = list(segments[:-1])
+        self._tail = segments[-1]
+        self._file: File = fs.open(directory / self._tail.name, writable=True)
+        self._reserved = self._file.size()
+        #: Whether everything before the end is durable, which the next record's mark will say.
+        self._all_durable = True
+        self._failure: LogFailed | None = None
+        # Guards the segment list, and the tail's file against being closed during `sync`.
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, fs: Fs, directory: Path, cluster_id: bytes, options: WalOptions, first_seq: Seq) -> Wal:
+        """Begin a log in a directory without segments.
+
+        Raises:
+            StorageFull: there is no room for the first segment.
+            OSError: the disk failed.
+        """
+        try:
+            make_segment(fs, directory, cluster_id, first_seq, options.segment_bytes)
+        except OSError as error:
+            if error.errno in DISK_FULL_ERRNOS:
+                raise StorageFull(f"no room for a log segment in {directory}: {error.strerror}") from error
+            raise
+        return cls(fs, directory, cluster_id, options, [Segment(first_seq, first_seq - 1, HEADER_BYTES)])
+
+    @property
+    def last_seq(self) -> Seq:
+        """The last appended entry's seq."""
+        return self._tail.last_seq
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All segments in order, the tail last."""
+        with self._lock:
+            return [*self._closed, self._tail]
+
+    def append(self, payloads: Sequence[bytes]) -> bool:
+        """Append one group: the entries after `last_seq`, encoded, in order; durable on return if the options say so.
+
+        A group is never split over segments; one that is larger than a segment gets a larger segment.
+
+        Returns:
+            Whether a segment was closed, so that a checkpoint is due.
+
+        Raises:
+            StorageFull: nothing of the group is in the log, which goes on to work.
+            LogFailed: final.
+        """
+        if self._failure is not None:
+            raise self._failure
+        size = sum(map(len, payloads)) + RECORD_HEADER_BYTES * len(payloads)
+        closed_before = len(self._closed)
+        try:
+            self._make_room(size)
+            records = [encode_record(payloads[0], marked=self._all_durable)]
+            records += [encode_record(payload, marked=False) for payload in payloads[1:]]
+            self._file.write_at(self._tail.end, b"".join(records))
+        except LogFailed as failure:
+            self._failure = failure
+            raise
+        except OSError as error:
+            raise self._undo(error) from error
+        self._all_durable = False
+        if self._options.sync:
+            self._sync_tail()
+            self._all_durable = True
+        self._tail = replace(self._tail, last_seq=self._tail.last_seq + len(payloads), end=self._tail.end + size)
+        return len(self._closed) > closed_before
+
+    def sync(self) -> None:
+        """Make everything appended before the call durable.
+
+        Raises:
+            LogFailed: final.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            self._sync_tail()
+
+    def drop_segments(self, checkpoint_seq: Seq) -> list[Segment]:
+        """Delete the oldest segments that LevelDB no longer needs and retention does not keep.
+
+        Args:
+            checkpoint_seq: LevelDB is durable up to here; only segments that end at or below it are dropped.
+
+        Returns:
+            The dropped segments.
+
+        Raises:
+            OSError: deleting failed; what was deleted before is no longer listed.
+        """
+        dropped: list[Segment] = []
+        try:
+            while (oldest := self._next_to_drop(checkpoint_seq)) is not None:
+                self._fs.unlink(self._directory / oldest.name)
+                with self._lock:
+                    self._closed.pop(0)
+                dropped.append(oldest)
+        finally:
+            if dropped:
+                self._fs.sync_directory(self._directory)
+        return dropped
+
+    def close(self) -> Segment:
+        """Cut the tail to its end, make the log durable, and close it.
+
+        Returns:
+            The tail, whose end is now the size of its file.
+
+        Raises:
+            LogFailed: final.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                self._file.truncate(self._tail.end)
+            except OSError as error:
+                raise self._fail("cutting the log to its end", error) from error
+            self._sync_tail()
+            self._file.close()
+        return self._tail
+
+    def abandon(self) -> None:
+        """Close the file and nothing else, as a crash would."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _next_to_drop(self, checkpoint_seq: Seq) -> Segment | None:
+        with self._lock:
+            total = sum(segment.end for segment in self._closed) + self._tail.end
+            if self._closed and total > self._options.keep_bytes and self._closed[0].last_seq <= checkpoint_seq:
+                return self._closed[0]
+            return None
+
+    def _make_room(self, size: int) -> None:
+        """Have `size` reserved bytes after the end of the tail, rotating if they belong into a new segment."""
+        end = self._tail.end + size
+        if end <= self._reserved:
+            return
+        if end > self._options.segment_bytes and self._tail.end > HEADER_BYTES:
+            self._rotate(size)
+        else:
+            self._reserved = max(end, self._options.segment_bytes)
+            self._file.allocate(self._reserved)
+
+    def _rotate(self, size: int) -> None:
+        """Close the tail and begin the next segment, with room for `size` bytes of records."""
+        self._file.truncate(self._tail.end)
+        self._reserved = self._tail.end
+        self._sync_tail()
+        self._all_durable = True
+        first_seq = self._tail.last_seq + 1
+        reserved = max(HEADER_BYTES + size, self._options.segment_bytes)
+        make_segment(self._fs, self._directory, self._cluster_id, first_seq, reserved)
+        with self._lock:
+            self._file.close()
+            self._closed.append(self._tail)
+            self._tail = Segment(first_seq, first_seq - 1, HEADER_BYTES)
+            self._file = self._fs.open(self._directory / self._tail.name, writable=True)
+        self._reserved = reserved
+
+    def _sync_tail(self) -> None:
+        try:
+            self._file.sync()
+        except OSError as error:
+            raise self._fail("syncing the log", error) from error
+
+    def _undo(self, error: OSError) -> StorageFull | LogFailed:
+        """After a failed write: what to raise, with nothing of the group left in the log if that is `StorageFull`."""
+        if error.errno not in DISK_FULL_ERRNOS:
+            return self._fail("writing the log", error)
+        try:
+            self._file.truncate(self._tail.end)
+        except OSError as second:
+            return self._fail("cutting the log back after the disk was full", second)
+        try:
+            self._sync_tail()
+        except LogFailed as failure:
+            return failure
+        self._reserved = self._tail.end
+        self._all_durable = True
+        return StorageFull(
+            f"no room for the log: {error.strerror}", hint="free some space; writes resume by themselves"
+        )
+
+    def _fail(self, doing: str, error: OSError) -> LogFailed:
+        self._failure = LogFailed(
+            f"{doing} failed: {error.strerror}; what the disk holds of the last writes is unknown",
+            hint="check the disk, then start the node again: it recovers from what is there",
+            path=str(self._directory / self._tail.name),
+        )
+        return self._failure
+
+
+def make_segment(fs: Fs, directory: Path, cluster_id: bytes, first_seq: Seq, reserved: int) -> None:
+    """Make an empty segment of `reserved` bytes, under its name only when all of it is durable.
+
+    Raises:
+        OSError: the disk failed; a file ``*.tmp`` may be left, or, after the rename, the segment itself.
+        LogFailed: syncing failed.
+    """
+    path = directory / segment_name(first_seq)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        file = fs.create(temporary)
+        try:
+            file.allocate(reserved)
+            file.write_at(0, encode_header(cluster_id, first_seq))
+            with _final(temporary):
+                file.sync()
+        finally:
+            file.close()
+        fs.rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fs.unlink(temporary)
+        raise
+    with _final(directory):
+        fs.sync_directory(directory)
+
+
+@contextlib.contextmanager
+def _final(path: Path) -> Iterator[None]:
+    """Turn the failure of a sync into `LogFailed`, whatever its errno: it must not look like a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise LogFailed(f"syncing {path} failed: {error.strerror}", path=str(path)) from error
