@@ -44,9 +44,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(tree: Path) -> Iterator[zipfile.ZipFile]:
     build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
-    done = subprocess.run(
-        [sys.executable, "-c", build, "out"], cwd=tree, capture_output=True, text=True, timeout=50
-    )
+    done = subprocess.run([sys.executable, "-c", build, "out"], cwd=tree, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(tree / "out" / done.stdout.splitlines()[-1]) as opened:
         yield opened
@@ -84,14 +82,8 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(tree: Path, whe
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == wanted
 
 
-def test_wheel_has_the_command_and_the_bounds(
-    wheel: zipfile.ZipFile, setup_cfg: configparser.ConfigParser
-) -> None:
-    texts = {
-        name.rpartition("/")[2]: wheel.read(name).decode()
-        for name in wheel.namelist()
-        if ".dist-info/" in name
-    }
+def test_wheel_has_the_command_and_the_bounds(wheel: zipfile.ZipFile, setup_cfg: configparser.ConfigParser) -> None:
+    texts = {name.rpartition("/")[2]: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
     assert "kvnode = kvnode.cli.__main__:main" in texts["entry_points.txt"]
     assert f"Version: {setup_cfg['metadata']['version']}\n" in texts["METADATA"]
     assert "the kvnode authors" in texts["LICENSE"]

@@ -1,4 +1,4 @@
-"""The shell scripts: their syntax, and how compose/python-env chooses an interpreter and prepares .venv.
+"""The shell scripts: their syntax, how compose/python-env chooses an interpreter and prepares .venv, and tests/run.
 
 The interpreters are shell scripts that answer as the real ones do and note what they were told to do, so nothing
 is installed and every sort of interpreter can be had.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.project import ROOT
+from support.project import PARTS, ROOT
 
 COMMANDS = ("compose/up", "compose/down", "compose/python-env", "tests/run", ".ci/run")
 SOURCED = ("compose/nodes.sh",)
@@ -22,16 +22,18 @@ GOOD = "CPython {version} linux x86_64 64 yes"
 #: What compose/python-env may count on: bash, coreutils, sed and util-linux, which every Debian has.
 TOOLS = (
     *("bash", "sed", "flock"),
-    *("cat", "cp", "cut", "dirname", "env", "id", "mkdir", "rm", "sha256sum", "tail", "timeout"),
+    *("cat", "cp", "cut", "dirname", "env", "id", "ln", "mkdir", "readlink", "rm", "sha256sum", "tail", "timeout"),
 )
 
-#: Answers the probe; as `-m venv DIR`, copies itself to DIR/bin/python; as `-m pip`, only notes it.
+#: Answers the probe; as `-m venv DIR`, copies itself to DIR/bin/python; as `-m pip` and as a step of tests/run, only
+#: notes it, and fails when told to.
 INTERPRETER = """#!/bin/bash
 case "$*" in
     *platform*) echo "{facts}" ;;
     '-m venv '*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     '-m pip '*) echo "$*" >>"$PIP_CALLS"; exit {pip_exit} ;;
     '-I -c import pip') ;;
+    '-P -m '*) echo "${{*:3}}" >>"$STEPS"; [[ -z $FAILING || "$*" != *" $FAILING"* ]] ;;
     *) exit 99 ;;
 esac
 """
@@ -45,9 +47,10 @@ class Sandbox:
         self.bin = tmp_path / "bin"
         self.pip_calls = tmp_path / "pip-calls"
         self.pip_calls.touch()
+        self.steps = tmp_path / "steps"
         self.bin.mkdir()
-        (self.root / "compose").mkdir(parents=True)
-        for name in ("setup.cfg", "pyproject.toml", "compose/python-env"):
+        for name in ("setup.cfg", "pyproject.toml", "compose/python-env", "tests/run", ".ci/run"):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         for tool in TOOLS:
             found = shutil.which(tool)
@@ -68,12 +71,15 @@ class Sandbox:
         path.chmod(0o755)
         return path
 
-    def run(self, *args: str, path: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        """Runs compose/python-env from a folder that is not the project's."""
+    def run(
+        self, *args: str, script: str = "compose/python-env", path: str | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a script of the project from a folder that is not the project's."""
+        own = {"PATH": path or str(self.bin), "PIP_CALLS": str(self.pip_calls), "STEPS": str(self.steps)}
         return subprocess.run(
-            [self.root / "compose/python-env", *args],
+            [self.root / script, *args],
             cwd=self.bin,
-            env={"PATH": path or str(self.bin), "PIP_CALLS": str(self.pip_calls), **env},
+            env={**own, **env},
             capture_output=True,
             text=True,
             timeout=50,
@@ -309,3 +315,52 @@ class TestPrepare:
         assert done.returncode == 1
         assert "usage: " in done.stderr
         assert not sandbox.venv_python.exists()
+
+
+class TestRun:
+    """tests/run, and .ci/run, which calls it."""
+
+    STEPS = ("ruff check .", "ruff format --check .", "mypy", "pytest")
+
+    @pytest.fixture
+    def sandbox(self, tmp_path: Path) -> Sandbox:
+        sandbox = Sandbox(tmp_path)
+        sandbox.install("python3.12", GOOD.format(version="3.12.1"))
+        return sandbox
+
+    @pytest.mark.parametrize("script", ["tests/run", ".ci/run"])
+    def test_all_steps_pass(self, sandbox: Sandbox, script: str) -> None:
+        done = sandbox.run(script=script)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith("tests/run: OK after ")
+        assert sandbox.steps.read_text().splitlines() == list(self.STEPS)
+        assert sandbox.installs() == [".[test]"]
+
+    @pytest.mark.parametrize("failing", ["ruff check", "ruff format", "mypy", "pytest"])
+    def test_failed_step_is_named_and_the_others_still_run(self, sandbox: Sandbox, failing: str) -> None:
+        done = sandbox.run(script="tests/run", FAILING=failing)
+        assert done.returncode == 1
+        assert done.stdout.splitlines()[-1].startswith("tests/run: FAILED after ")
+        assert done.stdout.splitlines()[-1].endswith(f": [{failing}]")
+        assert sandbox.steps.read_text().splitlines() == list(self.STEPS)
+
+    def test_arguments_go_to_pytest(self, sandbox: Sandbox) -> None:
+        assert sandbox.run("tests/unit", "-k", "a or b", script="tests/run").returncode == 0
+        assert sandbox.steps.read_text().splitlines() == [*self.STEPS[:-1], "pytest tests/unit -k a or b"]
+
+    def test_type_checkers_get_the_layout_of_the_import_names(self, sandbox: Sandbox) -> None:
+        for part in PARTS:
+            (sandbox.root / part).mkdir()
+        stale = sandbox.root / "build/types/kvnode/node"
+        stale.parent.mkdir(parents=True)
+        stale.symlink_to("/nowhere")
+        for _ in range(2):
+            assert sandbox.run(script="tests/run").returncode == 0
+            seen = {link.name: link.resolve() for link in stale.parent.iterdir()}
+            assert seen == {part: sandbox.root / part for part in PARTS}
+
+    def test_without_an_environment_nothing_is_run(self, sandbox: Sandbox) -> None:
+        done = sandbox.run(script="tests/run", KVNODE_PYTHON="/nowhere/python")
+        assert done.returncode == 1
+        assert "/nowhere/python: not found" in done.stderr
+        assert not sandbox.steps.exists()
