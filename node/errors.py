@@ -71,7 +71,7 @@ class TooLarge(CallerError):
     code = "too_large"
 
     def __init__(self, limit: str, maximum: int, sent: int) -> None:
-        super().__init__(f"{limit} is limited to {maximum}, got {sent}", limit=limit, max=maximum, sent=sent)
+        super().__init__(f"{sent} is over the limit {limit}={maximum}", limit=limit, max=maximum, sent=sent)
 
 
 class HistoryLost(CallerError):

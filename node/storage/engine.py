@@ -20,10 +20,12 @@ class Applied(NamedTuple):
     Attributes:
         position: Position(Epoch(0), 0) in an empty engine.
         synced: whether that entry was known durable in the log before it was applied (``--fsync always``).
+        time_ms: that entry's time, below which no later entry's may fall.
     """
 
     position: Position
     synced: bool
+    time_ms: int = 0
 
 
 class Scan(Protocol):
@@ -72,7 +74,7 @@ class Engine(Protocol):
             RecordDamaged, EngineClosed, EngineFailed.
         """
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[Record | None | Exception], Position]:
+    def read(self, keys: Sequence[bytes]) -> tuple[list[Record | Exception | None], Position]:
         """The keys' records from one snapshot, and that snapshot's applied position.
 
         A key whose block is damaged has its RecordDamaged in the list, so that the others are answered.

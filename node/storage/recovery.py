@@ -333,8 +333,8 @@ class Recovery:
 
     def _log_begins_late(self, first_seq: Seq, checkpoint_seq: Seq) -> DataLost:
         return DataLost(
-            f"{self._layout.wal}: the log begins at seq {first_seq}, but LevelDB is durable only up to {checkpoint_seq}: "
-            "segments between are missing",
+            f"{self._layout.wal}: the log begins at seq {first_seq}, but LevelDB is durable only up to "
+            f"{checkpoint_seq}: segments between are missing",
             hint="put the missing segments back, or rebuild this node from its primary with `kvnode join`",
         )
 
@@ -452,9 +452,22 @@ def list_segments(fs: Fs, directory: Path, cluster_id: bytes) -> list[Seq]:
     return sorted(first_seqs)
 
 
-def segments_to_replay(segments: Sequence[Segment], after_seq: Seq) -> list[Segment]:
-    """Those that hold entries above `after_seq`."""
-    return [segment for segment in segments if segment.last_seq > after_seq]
+def reopen_engine(fs: Fs, layout: Layout, open_engine: EngineFactory, wal: Wal, checkpoint_seq: Seq) -> Engine:
+    """Open LevelDB again in a running node, after it failed and was closed, and bring it level with the log.
+
+    Raises:
+        EngineFailed: it cannot be opened or written.
+        LogDamaged: the log does not hold what it held.
+    """
+    # Without paranoid checks: what its own log lost in the failure is what the replay brings back.
+    engine = open_engine(layout.db, paranoid=False)
+    try:
+        segments = [segment for segment in wal.segments if segment.last_seq > checkpoint_seq]
+        replay(engine, read_segments(fs, layout.wal, segments), checkpoint_seq)
+    except BaseException:
+        engine.close(_CLOSE_TIMEOUT_S)
+        raise
+    return engine
 
 
 def read_segments(fs: Fs, directory: Path, segments: Sequence[Segment]) -> Iterator[tuple[Entry, int]]:

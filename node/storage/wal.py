@@ -1,7 +1,7 @@
 """The write-ahead log: appends groups of records durably, rotates segments, and drops old ones.
 
-The log is a chain of segment files; the last one, the tail, is written. Its promise to the rest of the node: a group for
-which `Wal.append` returned is durable (with ``sync=True``), and one for which it raised `StorageFull` has left no byte
+The log is a chain of segment files; the last one, the tail, is written. Its promise to the rest of the node: a group
+for which `Wal.append` returned is durable (with ``sync=True``), and one for which it raised `StorageFull` has left no byte
 behind. Any other failure is final: what the disk holds is unknown then, and the log refuses everything.
 
 Source: FORMAT.md, "Log segment".

@@ -1,0 +1,142 @@
+"""The commit of one group of writes, on the commit thread: evaluate, order, encode, log, apply.
+
+This is where a write gets its seq. Everything before it is admission, everything after it is publication; both are
+`kvnode.node.store.Store`'s and happen on the event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvnode.node.api import WriteResult
+from kvnode.node.clock import Clock
+from kvnode.node.errors import EngineClosed, EngineFailed, RecordDamaged
+from kvnode.node.storage.engine import Engine
+from kvnode.node.storage.wal import Wal
+from kvnode.protocol.entry import EntryEncoder
+from kvnode.protocol.types import OP_PUT, Entry, Epoch, Op, Position
+
+
+@dataclass(slots=True)
+class Committed:
+    """What became of a group.
+
+    Attributes:
+        outcomes: one per write of the group, in order: its result, or why nothing of it was written.
+        entries: those that are in the log now, in order.
+        closed_segment: whether a log segment was closed, so that a checkpoint is due.
+        engine_failure: the entries are durable in the log, but LevelDB failed to take them; None when it did.
+        sync_s: seconds spent in writing and syncing the log.
+        apply_s: seconds spent in LevelDB.
+    """
+
+    outcomes: list[WriteResult | RecordDamaged]
+    entries: list[Entry] = field(default_factory=list)
+    closed_segment: bool = False
+    engine_failure: EngineFailed | EngineClosed | None = None
+    sync_s: float = 0.0
+    apply_s: float = 0.0
+
+
+class Committer:
+    """Commits groups, one at a time, on one thread."""
+
+    def __init__(self, wal: Wal, engine: Engine, epoch: Epoch, clock: Clock, *, synced: bool) -> None:
+        """Commit to `wal` and `engine` under `epoch`.
+
+        Args:
+            synced: whether the log is fsynced before an entry is applied.
+        """
+        self._wal = wal
+        self._engine = engine
+        self._epoch = epoch
+        self._clock = clock
+        self._synced = synced
+        self._encoder = EntryEncoder()
+        self._last_time_ms = engine.applied.time_ms
+
+    def commit(self, group: Sequence[Sequence[Op]]) -> Committed:
+        """Make a group of writes durable and apply it.
+
+        Either all entries of the group end up in the log or none; seqs are given only to those that do.
+
+        Raises:
+            StorageFull, EngineFailed, EngineClosed: the group is not in the log.
+            LogFailed: what the disk holds of the group is unknown; final.
+        """
+        committed = self._evaluate(group)
+        entries = committed.entries
+        if not entries:
+            return committed
+        encode = self._encoder.encode
+        started = time.perf_counter()
+        committed.closed_segment = self._wal.append([encode(entry) for entry in entries])
+        self._last_time_ms = entries[-1].time_ms
+        logged = time.perf_counter()
+        try:
+            self._engine.write(entries, synced=self._synced)
+        except (EngineFailed, EngineClosed) as error:
+            committed.engine_failure = error
+        committed.sync_s = logged - started
+        committed.apply_s = time.perf_counter() - logged
+        return committed
+
+    def _evaluate(self, group: Sequence[Sequence[Op]]) -> Committed:
+        """Decide, in order, what each write comes to, and which entries that makes."""
+        seq = self._wal.last_seq
+        time_ms = max(self._clock.now_ms(), self._last_time_ms)
+        outcomes: list[WriteResult | RecordDamaged] = []
+        entries: list[Entry] = []
+        overlay = _Overlay(self._engine)
+        for ops in group:
+            deleted = 0
+            if any(op.kind != OP_PUT for op in ops):
+                try:
+                    deleted = overlay.count_deleted(entries, ops)
+                except RecordDamaged as error:
+                    outcomes.append(error)
+                    continue
+                if not deleted and all(op.kind != OP_PUT for op in ops):
+                    # Nothing to log; answered with the seq below which it saw everything.
+                    outcomes.append(WriteResult(Position(self._epoch, seq), 0))
+                    continue
+            seq += 1
+            entries.append(Entry(seq, self._epoch, time_ms, ops))
+            outcomes.append(WriteResult(Position(self._epoch, seq), deleted))
+        return Committed(outcomes, entries)
+
+
+class _Overlay:
+    """Which keys exist: LevelDB's state plus the group's earlier entries, which are read only once somebody asks."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._exists: dict[bytes, bool] = {}
+        self._entries_seen = 0
+
+    def count_deleted(self, entries: Sequence[Entry], ops: Sequence[Op]) -> int:
+        """How many existing keys `ops` delete, after `entries`.
+
+        Raises:
+            RecordDamaged: LevelDB cannot tell.
+        """
+        for entry in entries[self._entries_seen :]:
+            for op in entry.ops:
+                self._exists[op.key] = op.kind == OP_PUT
+        self._entries_seen = len(entries)
+        within: dict[bytes, bool] = {}
+        deleted = 0
+        for op in ops:
+            if op.kind == OP_PUT:
+                within[op.key] = True
+                continue
+            exists = within.get(op.key)
+            if exists is None:
+                exists = self._exists.get(op.key)
+            if exists is None:
+                exists = self._engine.contains(op.key)
+            deleted += exists
+            within[op.key] = False
+        return deleted

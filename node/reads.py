@@ -1,0 +1,179 @@
+"""Reads from LevelDB that never block the event loop: point reads that share trips, and range reads in chunks.
+
+A point read may fill the cache only if no commit of its key was published since it began: a miss registers its key,
+the publication of a commit takes the registration away, and only a read that still has it puts what it found into the
+cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from kvnode.node.api import Item, ReadResult, Record
+from kvnode.node.applied import AppliedSeq
+from kvnode.node.errors import EngineClosed, EngineFailed, Syncing
+from kvnode.node.storage.cache import LruCache
+from kvnode.node.storage.engine import Engine, Scan
+from kvnode.node.worker import Worker
+from kvnode.protocol.types import Epoch, Position
+
+#: A range read's chunk: large enough to make the hop to the worker cheap, small enough that its thread does not keep
+#: the loop from running for long and that a reader's memory stays small.
+_CHUNK_ITEMS = 256
+_CHUNK_BYTES = 256 * 1024
+
+_Found = tuple[list[Record | Exception | None], Position]
+
+
+def rebuilding() -> Syncing:
+    """The answer to a read that finds LevelDB closed for repair."""
+    return Syncing("this node is rebuilding its data from its log; try again soon")
+
+
+class PointReads:
+    """Reads single keys that the cache does not have. Used on the event loop only.
+
+    All misses of one turn of the loop share one trip to the worker thread and one snapshot.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        epoch: Epoch,
+        cache: LruCache,
+        applied: AppliedSeq,
+        worker: Worker,
+        loop: asyncio.AbstractEventLoop,
+        engine_failed: Callable[[EngineFailed], None],
+    ) -> None:
+        self._engine = engine
+        self._epoch = epoch
+        self._cache = cache
+        self._applied = applied
+        self._worker = worker
+        self._loop = loop
+        self._engine_failed = engine_failed
+        self._batch: dict[bytes, list[asyncio.Future[ReadResult]]] = {}
+        #: The latest trip that reads each key, while nothing newer was published.
+        self._fills: dict[bytes, object] = {}
+
+    def read(self, key: bytes) -> asyncio.Future[ReadResult]:
+        """The key's record, from a snapshot taken after this call."""
+        if not self._batch:
+            self._loop.call_soon(self._send)
+        future: asyncio.Future[ReadResult] = self._loop.create_future()
+        self._batch.setdefault(key, []).append(future)
+        return future
+
+    def forget(self, key: bytes) -> None:
+        """Note that a commit of `key` is published: what reads under way find is old."""
+        self._fills.pop(key, None)
+
+    def use(self, engine: Engine) -> None:
+        """Read from another engine from now on; nothing that the old one gives is cached."""
+        self._engine = engine
+        self._fills.clear()
+
+    def _send(self) -> None:
+        batch, self._batch = self._batch, {}
+        trip = object()
+        for key in batch:
+            self._fills[key] = trip
+        keys, engine = list(batch), self._engine
+
+        def found(result: _Found) -> None:
+            records, position = result
+
+            def published(wait: asyncio.Future[None]) -> None:
+                error = wait.exception()
+                if error is None:
+                    self._deliver(trip, batch, keys, records, position)
+                else:
+                    failed(error)
+
+            if position.seq <= self._applied.seq:
+                self._deliver(trip, batch, keys, records, position)
+            else:
+                self._applied.reached(position.seq).add_done_callback(published)
+
+        def failed(error: BaseException) -> None:
+            self._fail(trip, batch, keys, error)
+
+        self._worker.submit(lambda: engine.read(keys), found, failed)
+
+    def _deliver(
+        self,
+        trip: object,
+        batch: dict[bytes, list[asyncio.Future[ReadResult]]],
+        keys: list[bytes],
+        records: list[Record | Exception | None],
+        position: Position,
+    ) -> None:
+        applied = Position(self._epoch, position.seq)
+        for key, record in zip(keys, records, strict=True):
+            if self._fills.get(key) is trip:
+                del self._fills[key]
+                if isinstance(record, Record):
+                    self._cache.put(key, record)
+            for future in batch[key]:
+                if future.done():
+                    continue
+                if isinstance(record, Exception):
+                    future.set_exception(record)
+                else:
+                    future.set_result(ReadResult(record, applied))
+
+    def _fail(
+        self,
+        trip: object,
+        batch: dict[bytes, list[asyncio.Future[ReadResult]]],
+        keys: list[bytes],
+        error: BaseException,
+    ) -> None:
+        for key in keys:
+            if self._fills.get(key) is trip:
+                del self._fills[key]
+        if isinstance(error, EngineFailed):
+            self._engine_failed(error)
+        answer = rebuilding() if isinstance(error, EngineFailed | EngineClosed) else error
+        for futures in batch.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(answer)
+
+
+class RangeRead:
+    """A range read under way, chunk by chunk on a worker thread; implements `kvnode.node.api.RangeStream`."""
+
+    def __init__(self, scan: Scan, epoch: Epoch, encode: Callable[[Sequence[Item]], bytes], worker: Worker) -> None:
+        self.applied = Position(epoch, scan.applied.seq)
+        self.count = 0
+        self.next_key: bytes | None = None
+        self._scan = scan
+        self._encode = encode
+        self._worker = worker
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._ended:
+            raise StopAsyncIteration
+        items, chunk = await self._worker.run(self._read_chunk)
+        if not items:
+            self._ended = True
+            self.next_key = self._scan.next_key
+            raise StopAsyncIteration
+        self.count += items
+        return chunk
+
+    async def aclose(self) -> None:
+        self._ended = True
+        await self._worker.run(self._scan.close)
+
+    def _read_chunk(self) -> tuple[int, bytes]:
+        """(items, what `encode` made of them); no items at the confirmed end."""
+        items = self._scan.next_items(_CHUNK_ITEMS, _CHUNK_BYTES)
+        return (len(items), self._encode(items)) if items else (0, b"")

@@ -1,0 +1,238 @@
+"""The composition root: builds every part of a node, runs it until a signal or a failure, and stops it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+import uvloop
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from kvnode.node.clock import Clock, RealClock
+from kvnode.node.config import Config
+from kvnode.node.errors import Draining, NotPrimary, NotReplica, Syncing
+from kvnode.node.eventlog import EventLog, open_event_log
+from kvnode.node.fs import RealFs
+from kvnode.node.metrics import NodeCollector
+from kvnode.node.rest.front import RestFront
+from kvnode.node.startup import OpenedDirectory, open_directory
+from kvnode.node.storage.datadir import DirectoryLock, Layout
+from kvnode.node.storage.leveldb import leveldb_factory
+from kvnode.node.storage.recovery import reopen_engine
+from kvnode.node.store import Store
+from kvnode.protocol.errors import KvError
+
+#: A thread that comes back from the disk waits for the interpreter at most this long. The default of 5 ms would be
+#: added to nearly every commit under load; see tests/bench.
+_SWITCH_INTERVAL_S = 0.0005
+
+#: Milestones of a stop, in seconds after the signal: waits end, then everything has to be closed.
+_WAITS_END_S = 8.0
+_STOPPED_S = 9.5
+
+#: How long clients get to receive their answers after a failure that ends the process.
+_LAST_ANSWERS_S = 1.0
+
+
+def run(config: Config) -> int:
+    """Run a node until it is told to stop.
+
+    Returns:
+        The process's exit code: 0 after a clean stop, 1 when it could not start, failed, or could not stop cleanly.
+    """
+    log = open_event_log(config.log_format)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    fs = RealFs()
+    open_engine = leveldb_factory(config)
+    layout = Layout(config.data)
+    try:
+        fs.make_directory(layout.root)
+        lock = DirectoryLock(layout.lock)
+        opened = open_directory(config, fs, open_engine, log)
+    except KvError as error:
+        log.error("start_refused", code=error.code, reason=error.message, hint=error.hint)
+        return 1
+    except OSError as error:
+        log.error("start_refused", code="os_error", reason=str(error))
+        return 1
+    _warn_of_open_doors(config, log)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(_serve(config, opened, functools.partial(reopen_engine, fs, layout, open_engine), log))
+    if code != 0:
+        # Threads may still be inside LevelDB or the disk: the interpreter must not tear down what they use.
+        sys.stderr.flush()
+        os._exit(code)
+    lock.release()
+    return code
+
+
+async def _serve(config: Config, opened: OpenedDirectory, reopen: Any, log: EventLog) -> int:
+    node = Node(config, opened, reopen, RealClock(), log)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, node.request_stop, number.name)
+    return await node.run()
+
+
+class Node:
+    """One running node; implements `kvnode.node.api.NodeApi`."""
+
+    def __init__(self, config: Config, opened: OpenedDirectory, reopen: Any, clock: Clock, log: EventLog) -> None:
+        """Build the parts on the running loop; `run` opens the doors."""
+        self._config = config
+        self._identity = opened.identity
+        self._clock = clock
+        self._log = log
+        self._started_s = clock.monotonic_s()
+        self._version = metadata.version("kvnode")
+        self._stop_reason: str | None = None
+        self._failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self.store = Store(config, opened.storage, opened.files, reopen, clock, log, self._store_failed)
+        self.front = RestFront(config, self.store, self, log)
+        self._registry = CollectorRegistry()
+        self._registry.register(NodeCollector(self.store.counters, self._gauges, self._counters))
+
+    def request_stop(self, reason: str) -> None:
+        """Begin a clean stop."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            self._stop.set()
+
+    async def run(self) -> int:
+        """Serve until a stop is requested or the store fails; returns the exit code."""
+        try:
+            address = await self.front.start()
+        except OSError as error:
+            self._log.error("listen_failed", http=self._config.http, reason=error.strerror or str(error))
+            await self._close_store(_STOPPED_S)
+            return 1
+        self._log.info("listening", http=address, name=self._identity.name, role=self._identity.role)
+        await self._stop.wait()
+        return await (self._stop_cleanly() if self._failure is None else self._stop_after_failure())
+
+    async def _stop_cleanly(self) -> int:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        self._log.info("stopping", reason=self._stop_reason)
+        self.front.stop_accepting()
+        self.store.stop_writes()
+        ending = loop.call_later(_WAITS_END_S, self.store.end_waits)
+        try:
+            async with asyncio.timeout(_WAITS_END_S):
+                await self.store.drain()
+        except TimeoutError:
+            self._log.error("drain_timeout", queued_bytes=self.store.queued_bytes)
+        await self.front.close(max(0.1, began_s + _WAITS_END_S - loop.time()))
+        ending.cancel()
+        closed = await self._close_store(max(0.1, began_s + _STOPPED_S - loop.time()))
+        if self._failure is not None or not closed:
+            return 1
+        self._log.info("stopped", seconds=loop.time() - began_s)
+        return 0
+
+    async def _close_store(self, timeout_s: float) -> bool:
+        self.store.stop_writes()
+        return await self.store.close(timeout_s)
+
+    async def _stop_after_failure(self) -> int:
+        self.front.stop_accepting()
+        await self.front.close(_LAST_ANSWERS_S)
+        return 1
+
+    def _store_failed(self, error: BaseException) -> None:
+        self._failure = error
+        if isinstance(error, KvError):
+            self._log.error("node_failed", code=error.code, reason=error.message, hint=error.hint)
+        else:
+            self._log.error("node_failed", error, code="internal", reason=repr(error))
+        self._stop.set()
+
+    # ---- what the operator's routes ask ----------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        store, cache = self.store, self.store.cache
+        segments = store.wal.segments
+        last_seq = store.wal.last_seq
+        return {
+            "name": self._identity.name,
+            "role": self._identity.role,
+            "cluster_id": self._identity.cluster_id,
+            "epoch": str(store.epoch),
+            "last_seq": last_seq,
+            "durable_seq": last_seq if self._config.fsync == "always" else store.checkpoint_seq,
+            "applied_seq": store.applied.seq,
+            "uptime_s": round(self._clock.monotonic_s() - self._started_s, 3),
+            "version": self._version,
+            "wal": {
+                "first_seq": segments[0].first_seq,
+                "last_seq": last_seq,
+                "segments": len(segments),
+                "bytes": sum(segment.end for segment in segments),
+            },
+            "cache": {
+                "entries": cache.entries,
+                "bytes": cache.bytes,
+                "hits": cache.hits,
+                "misses": cache.misses,
+            },
+            "replicas": [],
+            "primary": None,
+            "full_syncs_received": 0,
+            "full_syncs_sent": 0,
+        }
+
+    def check_ready(self, max_lag: int | None) -> None:
+        if self._stop.is_set():
+            raise Draining("this node is stopping")
+        if not self.store.serving:
+            raise Syncing("this node is rebuilding its data from its log")
+
+    def check_role(self, role: str) -> None:
+        if role != self._identity.role:
+            error = NotPrimary if role == "primary" else NotReplica
+            raise error(f"this node is a {self._identity.role}")
+
+    def render_metrics(self) -> tuple[str, bytes]:
+        return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self._registry)
+
+    def _counters(self) -> Iterable[tuple[str, str, float]]:
+        store, counters = self.store, self.store.counters
+        yield "kvnode_writes_total", "Writes committed, those without effect included.", counters.writes
+        yield "kvnode_entries_total", "Entries appended to the log.", counters.entries
+        yield "kvnode_commit_failures_total", "Group commits that failed.", counters.commit_failures
+        yield "kvnode_engine_rebuilds_total", "Times LevelDB was reopened after a failure.", counters.engine_rebuilds
+        yield "kvnode_checkpoints_total", "Checkpoints taken while running.", counters.checkpoints
+        yield "kvnode_cache_hits_total", "Reads answered from the cache.", store.cache.hits
+        yield "kvnode_cache_misses_total", "Reads that the cache could not answer.", store.cache.misses
+
+    def _gauges(self) -> Iterable[tuple[str, str, float]]:
+        store = self.store
+        segments = store.wal.segments
+        yield "kvnode_uptime_seconds", "Seconds since the node started.", self._clock.monotonic_s() - self._started_s
+        yield "kvnode_last_seq", "The last entry in the log.", store.wal.last_seq
+        yield "kvnode_applied_seq", "The last published entry.", store.applied.seq
+        yield "kvnode_checkpoint_seq", "LevelDB is durable up to this entry.", store.checkpoint_seq
+        yield "kvnode_epoch_term", "The term of the current epoch.", store.epoch.term
+        yield "kvnode_wal_segments", "Log segments on disk.", len(segments)
+        yield "kvnode_wal_bytes", "Bytes of records in them.", sum(segment.end for segment in segments)
+        yield "kvnode_cache_entries", "Records in the cache.", store.cache.entries
+        yield "kvnode_cache_bytes", "Memory that they take.", store.cache.bytes
+        yield "kvnode_queued_bytes", "Bytes queued for commit.", store.queued_bytes
+        yield "kvnode_level0_files", "LevelDB's level-0 tables; it blocks writers at 12.", store.level0_files
+
+
+def _warn_of_open_doors(config: Config, log: EventLog) -> None:
+    if not config.http.is_loopback:
+        log.warning(
+            "open_without_credentials",
+            http=config.http,
+            reason="REST has no authentication: anybody who reaches this address can read, write and delete everything",
+        )
