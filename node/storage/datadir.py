@@ -72,6 +72,11 @@ class Layout:
         return self.root / "clean"
 
     @property
+    def repair(self) -> Path:
+        """Present after a repair of the log, until the node has started from what it left."""
+        return self.root / "repair"
+
+    @property
     def lock(self) -> Path:
         """Locked by the process that has the directory open."""
         return self.root / "LOCK"
@@ -122,6 +127,21 @@ class CleanStop:
     last_seq: Seq
     segment: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Content of ``repair``: a loss of entries that the operator has accepted.
+
+    It counts for the entries that neither the log nor, when it is opened, LevelDB turns out to have.
+
+    Attributes:
+        log_last_seq: where the log ends now.
+        lost_last: the highest seq that the operator was told may be lost.
+    """
+
+    log_last_seq: Seq
+    lost_last: Seq
 
 
 class StateFiles:
@@ -181,9 +201,26 @@ class StateFiles:
 
     def remove_clean_stop(self) -> None:
         """Remove ``clean`` durably; nothing may be written to the log or LevelDB while it is there."""
-        if self._fs.exists(self._layout.clean):
-            self._fs.unlink(self._layout.clean)
-            self._fs.sync_directory(self._layout.root)
+        self._remove(self._layout.clean)
+
+    def load_repair(self) -> Repair | None:
+        """``repair``."""
+        return self._load(
+            self._layout.repair, lambda state: Repair(_seq(state["log_last_seq"]), _seq(state["lost_last"]))
+        )
+
+    def save_repair(self, repair: Repair) -> None:
+        """Replace ``repair``."""
+        save_state(self._fs, self._layout.repair, asdict(repair))
+
+    def remove_repair(self) -> None:
+        """Remove ``repair`` durably: what it accepts must not excuse a later loss."""
+        self._remove(self._layout.repair)
+
+    def _remove(self, path: Path) -> None:
+        if self._fs.exists(path):
+            self._fs.unlink(path)
+            self._fs.sync_directory(path.parent)
 
     def _load(self, path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
         state = load_state(self._fs, path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kvnode.node.api import Item, KeyRange, Record
-from kvnode.protocol.types import Entry, Position
+from kvnode.protocol.types import Entry, Epoch, Position
 
 
 class Applied(NamedTuple):
@@ -26,6 +26,10 @@ class Applied(NamedTuple):
     position: Position
     synced: bool
     time_ms: int = 0
+
+
+#: What an empty engine says.
+NOTHING_APPLIED = Applied(Position(Epoch(0), 0), synced=False)
 
 
 class Scan(Protocol):

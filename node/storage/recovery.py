@@ -15,7 +15,7 @@ from kvnode.node.errors import DataLost, EngineFailed, LogDamaged, LogFailed, St
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs, read_file
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
-from kvnode.node.storage.engine import Engine, EngineFactory
+from kvnode.node.storage.engine import NOTHING_APPLIED, Applied, Engine, EngineFactory
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
     Damage,
@@ -27,7 +27,7 @@ from kvnode.node.storage.segment import (
     segment_name,
 )
 from kvnode.node.storage.wal import DISK_FULL_ERRNOS, Segment, Wal, WalOptions, make_segment
-from kvnode.protocol.types import Entry, History, Seq
+from kvnode.protocol.types import Entry, History, Position, Reign, Seq
 
 #: Replayed entries are applied to the engine in batches of about this many bytes, so that memory stays bounded.
 _REPLAY_BATCH_BYTES = 4 * 1024 * 1024
@@ -124,10 +124,11 @@ class Recovery:
             engine = self._open_engine(self._layout.db, paranoid=False)
         except EngineFailed:
             return None
-        if engine.applied.position.seq != clean.last_seq:
+        if engine.applied.position != Position(history.epoch_of(clean.last_seq), clean.last_seq):
             engine.close(_CLOSE_TIMEOUT_S)
             return None
         self._files.remove_clean_stop()
+        self._files.remove_repair()
         segments = self._chain(first_seqs, clean.last_seq, clean.size)
         wal = Wal(self._fs, self._layout.wal, self._cluster_id, self._options, segments)
         return Storage(wal, engine, history, checkpoint_seq, replayed=0, clean=True)
@@ -135,64 +136,94 @@ class Recovery:
     def _open_unclean(
         self, clean: CleanStop | None, first_seqs: list[Seq], history: History, checkpoint_seq: Seq
     ) -> Storage:
+        """Look at LevelDB and at all of the log that it may need; only then change either."""
         engine = self._open_damaged_engine()
-        known_durable = max(
-            checkpoint_seq,
-            clean.last_seq if clean is not None else 0,
-            history.reigns[-1].first_seq - 1 if history.reigns else 0,
-            first_seqs[-1] - 1 if first_seqs else 0,
-        )
-        rebuild = engine is None or engine.applied.position.seq < checkpoint_seq
-        if rebuild:
-            if first_seqs[:1] != [1]:
-                self._close(engine)
-                raise self._cannot_rebuild(first_seqs, checkpoint_seq)
-            engine, checkpoint_seq = self._empty_engine(engine), 0
-        assert engine is not None
         try:
-            storage = self._replay_log(engine, first_seqs, history, checkpoint_seq, known_durable)
-            if rebuild:
+            applied = NOTHING_APPLIED if engine is None else engine.applied
+            lost = engine is None or applied.position.seq < checkpoint_seq
+            if lost:
+                if first_seqs[:1] != [1]:
+                    raise self._cannot_rebuild(first_seqs, checkpoint_seq)
+                applied, replay_after = NOTHING_APPLIED, 0
+            else:
+                self._check_reach(applied, first_seqs, history, checkpoint_seq)
+                replay_after = checkpoint_seq
+            known_durable = max(
+                evidence_of_durability(first_seqs, history, checkpoint_seq, clean),
+                applied.position.seq if applied.synced else 0,
+            )
+            found = self._examine_log(first_seqs, history, replay_after, known_durable)
+            last_seq = max(found.last_seq, applied.position.seq)
+            if last_seq < known_durable:
+                history = self._accept_loss(found.last_seq, applied.position.seq, known_durable, history)
+            self._files.remove_clean_stop()
+            if found.damage is not None:
+                self._cut_torn_tail(first_seqs[-1], found.damage)
+            if lost:
+                engine = self._empty_engine(engine)
+            assert engine is not None
+            if applied.position.seq > found.last_seq:
+                storage = self._restart_log(engine, history, first_seqs, found.last_seq)
+            else:
+                storage = self._replay_log(engine, history, first_seqs, found, replay_after)
+            if lost:
                 storage.checkpoint_seq = engine.flush().seq
                 self._files.save_checkpoint(storage.checkpoint_seq)
+            self._files.remove_repair()
             return storage
         except BaseException:
             self._close(engine)
             raise
 
+    def _examine_log(self, first_seqs: list[Seq], history: History, replay_after: Seq, known_durable: Seq) -> _Scan:
+        """Read every segment that holds entries above `replay_after`, durable first, and find the log's end.
+
+        Raises:
+            LogDamaged: at damage that is not the torn tail of an unacknowledged group.
+        """
+        begin = next((i for i in reversed(range(len(first_seqs))) if first_seqs[i] <= replay_after + 1), 0)
+        self._sync_segments(first_seqs[begin:])
+        scan = _Scan(self._fs, self._layout.wal, first_seqs[begin:], history, known_durable)
+        for _ in scan.entries():
+            pass
+        return scan
+
     def _replay_log(
-        self, engine: Engine, first_seqs: list[Seq], history: History, checkpoint_seq: Seq, known_durable: Seq
+        self, engine: Engine, history: History, first_seqs: list[Seq], found: _Scan, replay_after: Seq
     ) -> Storage:
-        fs, layout = self._fs, self._layout
-        if first_seqs and first_seqs[0] > checkpoint_seq + 1:
-            raise self._log_begins_late(first_seqs[0], checkpoint_seq)
-        applied = engine.applied
-        if applied.position.epoch != history.epoch_of(applied.position.seq):
-            raise self._foreign_engine(engine)
-        if applied.synced:
-            known_durable = max(known_durable, applied.position.seq)
-        replay_first = next((i for i in reversed(range(len(first_seqs))) if first_seqs[i] <= checkpoint_seq + 1), 0)
-        self._sync_segments(first_seqs[replay_first:])
-        scan = _Scan(fs, layout.wal, first_seqs, history, known_durable)
-        replayed = replay(engine, scan.entries(replay_first), checkpoint_seq)
-        last_seq = scan.last_seq if first_seqs else 0
-        applied_seq = engine.applied.position.seq
-        if max(last_seq, applied_seq) < known_durable:
-            raise DataLost(
-                f"{layout.root}: entries up to seq {known_durable} were durable, "
-                f"but the log ends at {last_seq} and LevelDB at {applied_seq}",
-                hint="rebuild this node from its primary with `kvnode join`, or restore the directory as a whole",
-            )
-        self._files.remove_clean_stop()
-        if scan.damage is not None:
-            self._cut_torn_tail(first_seqs[-1], scan.damage)
-        self._log.info("log_replayed", entries=replayed, last_seq=last_seq)
-        if applied_seq > last_seq:
-            return self._restart_log(engine, history, first_seqs, last_seq)
+        """Bring LevelDB level with the log, which reaches at least as far and was examined."""
+        replayed = replay(engine, found.entries(), replay_after)
+        self._log.info("log_replayed", entries=replayed, last_seq=found.last_seq)
         if first_seqs:
-            wal = Wal(fs, layout.wal, self._cluster_id, self._options, self._chain(first_seqs, last_seq, scan.end))
+            segments = self._chain(first_seqs, found.last_seq, found.end)
+            wal = Wal(self._fs, self._layout.wal, self._cluster_id, self._options, segments)
         else:
-            wal = Wal.create(fs, layout.wal, self._cluster_id, self._options, 1)
-        return Storage(wal, engine, history, checkpoint_seq, replayed, clean=False)
+            wal = Wal.create(self._fs, self._layout.wal, self._cluster_id, self._options, 1)
+        return Storage(wal, engine, history, replay_after, replayed, clean=False)
+
+    def _accept_loss(self, log_last_seq: Seq, applied_seq: Seq, known_durable: Seq, history: History) -> History:
+        """The history without what was lost, if the operator accepted that when repairing the log.
+
+        The last epoch stays, moved to the new end, so that the next one's term is still above all that ever were.
+
+        Raises:
+            DataLost: nobody accepted it.
+        """
+        repair = self._files.load_repair()
+        if repair is None or repair.lost_last < known_durable:
+            raise DataLost(
+                f"{self._layout.root}: entries up to seq {known_durable} were durable, "
+                f"but the log ends at {log_last_seq} and LevelDB at {applied_seq}",
+                hint="rebuild this node from its primary with `kvnode join`, restore the directory as a whole, or "
+                f"accept the loss with `kvnode wal repair {self._layout.root}`",
+            )
+        last_seq = max(log_last_seq, applied_seq)
+        self._log.warning("loss_accepted", first_lost_seq=last_seq + 1, last_lost_seq=known_durable)
+        if history.reigns and history.reigns[-1].first_seq > last_seq + 1:
+            kept = tuple(reign for reign in history if reign.first_seq <= last_seq)
+            history = History((*kept, Reign(history.current, last_seq + 1)))
+            self._files.save_history(history)
+        return history
 
     # ---- the engine --------------------------------------------------------------------------------------------
 
@@ -325,22 +356,23 @@ class Recovery:
             hint="rebuild this node from its primary with `kvnode join`, or restore the directory as a whole",
         )
 
-    def _foreign_engine(self, engine: Engine) -> DataLost:
-        return DataLost(
-            f"{self._layout.db}: LevelDB stands at {engine.applied.position}, which is not in {self._layout.history}",
-            hint="db/, wal/ and history belong together: restore all of them from one copy",
-        )
-
-    def _log_begins_late(self, first_seq: Seq, checkpoint_seq: Seq) -> DataLost:
-        return DataLost(
-            f"{self._layout.wal}: the log begins at seq {first_seq}, but LevelDB is durable only up to "
-            f"{checkpoint_seq}: segments between are missing",
-            hint="put the missing segments back, or rebuild this node from its primary with `kvnode join`",
-        )
+    def _check_reach(self, applied: Applied, first_seqs: list[Seq], history: History, checkpoint_seq: Seq) -> None:
+        """Refuse an engine of another history, and a log that does not reach back to the checkpoint."""
+        if first_seqs and first_seqs[0] > checkpoint_seq + 1:
+            raise DataLost(
+                f"{self._layout.wal}: the log begins at seq {first_seqs[0]}, but LevelDB is durable only up to "
+                f"{checkpoint_seq}: segments between are missing",
+                hint="put the missing segments back, or rebuild this node from its primary with `kvnode join`",
+            )
+        if applied.position.epoch != history.epoch_of(applied.position.seq):
+            raise DataLost(
+                f"{self._layout.db}: LevelDB stands at {applied.position}, which is not in {self._layout.history}",
+                hint="db/, wal/ and history belong together: restore all of them from one copy",
+            )
 
 
 class _Scan:
-    """One pass over the log's end: hands out entries, then knows where the log ends and whether it was torn."""
+    """A walk over the log's last segments: hands out entries, then knows where the log ends and whether it was torn."""
 
     def __init__(self, fs: Fs, directory: Path, first_seqs: list[Seq], history: History, known_durable: Seq) -> None:
         self._fs = fs
@@ -352,16 +384,15 @@ class _Scan:
         self.end = HEADER_BYTES
         self.damage: Damage | None = None
 
-    def entries(self, begin: int) -> Iterator[tuple[Entry, int]]:
-        """(entry, payload size) from the segment with index `begin` on.
+    def entries(self) -> Iterator[tuple[Entry, int]]:
+        """(entry, payload size) of all of them; can be called again.
 
         Raises:
             LogDamaged: at damage that is not the torn tail of an unacknowledged group.
         """
-        for index in range(begin, len(self._first_seqs)):
-            first_seq = self._first_seqs[index]
+        for index, first_seq in enumerate(self._first_seqs):
             path = self._directory / segment_name(first_seq)
-            if index > begin and first_seq != self.last_seq + 1:
+            if index > 0 and first_seq != self.last_seq + 1:
                 raise LogDamaged(path, 0, self.last_seq + 1, f"the segment begins with seq {first_seq}")
             self.last_seq, self.end = first_seq - 1, HEADER_BYTES
             data = read_file(self._fs, path)
@@ -385,6 +416,24 @@ class _Scan:
             )
 
 
+def evidence_of_durability(
+    first_seqs: Sequence[Seq], history: History, checkpoint_seq: Seq, clean: CleanStop | None
+) -> Seq:
+    """The highest seq of which the directory's files say that it was durable.
+
+    A checkpoint and a clean stop say so of what they name; a reign and a segment begin only when all before is durable.
+
+    Args:
+        first_seqs: of all segments, ascending.
+    """
+    return max(
+        checkpoint_seq,
+        clean.last_seq if clean is not None else 0,
+        history.reigns[-1].first_seq - 1 if history.reigns else 0,
+        first_seqs[-1] - 1 if first_seqs else 0,
+    )
+
+
 def explain_corruption(damage: Damage, data: bytes, known_durable: Seq, *, is_last: bool) -> str | None:
     """Why damage in a segment is corruption of acknowledged data, None if it is a torn tail that may be cut.
 
@@ -400,7 +449,7 @@ def explain_corruption(damage: Damage, data: bytes, known_durable: Seq, *, is_la
         return f"{damage.reason}, and later segments exist"
     if damage.seq <= known_durable:
         return f"{damage.reason}, and seq {known_durable} was known durable"
-    for record in find_later_records(data, damage.offset + 1, damage.seq):
+    for record in find_later_records(data, damage.offset, damage.seq):
         if record.marked:
             return (
                 f"{damage.reason}, and the record of seq {record.entry.seq} at {record.offset} was written after a sync"

@@ -1,0 +1,150 @@
+"""A node's storage without the store: a data directory on a `MemoryDisk`, written and recovered as a node would."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvnode.node.eventlog import EventLog
+from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
+from kvnode.node.storage.recovery import Recovery, Storage
+from kvnode.node.storage.wal import WalOptions
+from kvnode.protocol.entry import EntryEncoder
+from kvnode.protocol.types import Entry, Epoch, Op, put
+from support.crash_plan import Survival
+from support.memory_disk import MemoryDisk
+from support.model_engine import ModelEngine, ModelEngineDisk
+
+CLUSTER_ID = bytes.fromhex("c1" * 16)
+NODE_ID = bytes.fromhex("a1" * 16)
+
+#: Time of entry 1; each later one is 1 ms later.
+FIRST_TIME_MS = 1_700_000_000_000
+
+
+class CapturedEvents(logging.Handler):
+    """An `EventLog`, and the events that were written to it, as (name, fields)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[str, dict[str, object]]] = []
+        logger = logging.getLogger(f"captured.{id(self)}")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.handlers[:] = [self]
+        self.log = EventLog(logger)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.events.append((record.getMessage(), record.__dict__["fields"]))
+
+    def fields_of(self, name: str) -> dict[str, object]:
+        """The fields of the only event of this name."""
+        (found,) = [fields for event, fields in self.events if event == name]
+        return found
+
+    def names(self) -> list[str]:
+        """The events' names in order."""
+        return [name for name, _ in self.events]
+
+
+class StorageRig:
+    """One data directory, through any number of lives of its node.
+
+    Attributes:
+        disk: where it is.
+        engines: its LevelDB.
+        options: of the log.
+        root: its path.
+    """
+
+    def __init__(
+        self,
+        options: WalOptions | None = None,
+        *,
+        disk: MemoryDisk | None = None,
+        engines: ModelEngineDisk | None = None,
+    ) -> None:
+        self.disk = disk or MemoryDisk()
+        # Nothing leaves the memtable but by a flush, so that tests know what is durable.
+        self.engines = engines or ModelEngineDisk(self.disk, memtable_batches=1 << 30)
+        self.options = options or WalOptions(segment_bytes=1024, keep_bytes=1 << 40)
+        self.root = Path("/data")
+        self.layout = Layout(self.root)
+        self.files = StateFiles(self.disk, self.layout)
+        self.captured = CapturedEvents()
+        self.identity = Identity(NODE_ID.hex(), "n1", CLUSTER_ID.hex(), "primary")
+        self._encoder = EntryEncoder()
+
+    def start(self) -> Storage:
+        """Recover, and begin a new epoch as a primary does."""
+        if not self.disk.exists(self.layout.node):
+            self.disk.make_directory(self.root)
+            self.disk.sync_directory(self.root.parent)
+            self.files.save_identity(self.identity)
+        storage = self.recover()
+        term = storage.history.current.term + 1
+        storage.history = storage.history.begin(Epoch.of(term, 0xE0 + term), storage.wal.last_seq + 1)
+        self.files.save_history(storage.history)
+        return storage
+
+    def recover(self) -> Storage:
+        """Recover and nothing else."""
+        log = self.captured.log
+        return Recovery(self.disk, self.layout, self.identity, self.engines, self.options, log).run()
+
+    def write(self, storage: Storage, groups: Sequence[Sequence[Sequence[Op]]], *, apply: bool = True) -> bool:
+        """Commit groups of entries, each entry given by its operations.
+
+        Returns:
+            Whether a segment was closed.
+        """
+        closed = False
+        for group in groups:
+            seq = storage.wal.last_seq
+            entries = [
+                Entry(seq + number, storage.history.current, FIRST_TIME_MS + seq + number, tuple(ops))
+                for number, ops in enumerate(group, start=1)
+            ]
+            closed |= storage.wal.append([self._encoder.encode(entry) for entry in entries])
+            if apply:
+                storage.engine.write(entries, synced=self.options.sync)
+        return closed
+
+    def write_puts(self, storage: Storage, count: int, *, value_bytes: int = 20, apply: bool = True) -> None:
+        """Commit so many entries, each in a group of its own: seq S puts S into the keys ``last`` and ``k<S>``."""
+        for _ in range(count):
+            value = b"%d" % (storage.wal.last_seq + 1)
+            ops = [put(b"last", value), put(b"k" + value, b'"' + value.rjust(value_bytes, b".") + b'"')]
+            self.write(storage, [[ops]], apply=apply)
+
+    def checkpoint(self, storage: Storage) -> None:
+        """Make LevelDB durable and say so."""
+        storage.checkpoint_seq = storage.engine.flush().seq
+        storage.wal.sync()
+        self.files.save_checkpoint(storage.checkpoint_seq)
+
+    def stop(self, storage: Storage) -> None:
+        """Stop cleanly."""
+        self.checkpoint(storage)
+        assert storage.engine.close(1)
+        tail = storage.wal.close()
+        self.files.save_clean_stop(CleanStop(tail.last_seq, tail.name, tail.end))
+
+    def crashed(self, survival: Survival) -> StorageRig:
+        """The directory as the next process finds it after this one died."""
+        disk = self.disk.after_crash(survival)
+        return StorageRig(self.options, disk=disk, engines=self.engines.after_crash(survival, disk))
+
+    def engine(self) -> ModelEngine:
+        """The engine that was opened last."""
+        assert self.engines.last_opened is not None
+        return self.engines.last_opened
+
+    def segment_paths(self) -> list[Path]:
+        """The log's segments."""
+        return sorted(path for path in self.disk.snapshot(self.layout.wal) if path.suffix == ".wal")
+
+    def read(self, path: Path) -> bytes:
+        """A file's content."""
+        return self.disk.snapshot()[path]
