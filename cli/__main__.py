@@ -1,12 +1,89 @@
-"""The entry point of the `kvnode` command."""
+"""The entry point of the `kvnode` command: the table of its subcommands, which are imported only when they are used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import click
 
+from kvnode.cli.reporting import reported
 
-@click.group()
+
+class _Listed(NamedTuple):
+    """A subcommand as the table knows it.
+
+    Attributes:
+        target: `module:attribute` in `kvnode.cli.commands`.
+        summary: its line in the overview; the first sentence of its own help.
+    """
+
+    target: str
+    summary: str
+
+
+#: The sections of the overview, each with its subcommands in the order in which they are shown.
+SECTIONS: dict[str, dict[str, _Listed]] = {
+    "Node": {
+        "start": _Listed("start:start", "Run a node until it is told to stop."),
+    },
+    "Data": {
+        "put": _Listed("put:put", "Set a key to a value."),
+        "get": _Listed("get:get", "Print the value of a key."),
+        "delete": _Listed("delete:delete", "Remove a key."),
+        "range": _Listed("range:range_", "Print the keys and values of a range, in key order."),
+        "load": _Listed("load:load", "Store the records of a JSON lines file."),
+        "dump": _Listed("dump:dump", "Write all records, or those of a prefix, as JSON lines."),
+    },
+    "Inspect": {
+        "status": _Listed("status:status", "Show how a node is doing."),
+    },
+}
+
+
+class _Commands(click.Group):
+    """A group that imports a subcommand when it is asked for, so that none pays for what the others need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for commands in SECTIONS.values() for name in commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for commands in SECTIONS.values():
+            if cmd_name in commands:
+                module, _, attribute = commands[cmd_name].target.partition(":")
+                command: click.Command = getattr(import_module(f"kvnode.cli.commands.{module}"), attribute)
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.list_commands(ctx)))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), listed.summary) for name, listed in commands.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with reported(ctx):
+            return super().invoke(ctx)
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  kvnode start --data ./n1                       a node on http://127.0.0.1:5001
+  kvnode put greeting hello
+  kvnode get greeting
+  kvnode range --prefix user/ --limit 10
+  kvnode dump -o backup.jsonl && kvnode load backup.jsonl
+
+The data commands talk to http://127.0.0.1:5001 unless --url or KVNODE_URL names another node.
+Exit codes: 0 done; 1 not found, or failed; 2 wrong usage.
+`kvnode COMMAND --help` tells more about a command.""",
+)
 @click.version_option(package_name="kvnode", prog_name="kvnode")
 def main() -> None:
-    """A replicated, persistent, ordered key-value node."""
+    """A replicated, persistent, ordered key-value node, and the tools to use it."""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""`kvnode status`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvnode.cli.client import Client, Status
+from kvnode.cli.options import json_option, node_options
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  kvnode status
+  kvnode status --url http://127.0.0.1:5002
+  kvnode status --json | jq .applied_seq
+"""
+)
+@json_option("Print the node's own JSON object.")
+@node_options
+def status(as_json: bool, url: str, timeout_s: float) -> None:
+    """Show how a node is doing.
+
+    Its role and epoch, how far its log is durable and applied, what its log and cache hold, and its
+    replicas or its primary.
+    """
+    answer = asyncio.run(_status(url, timeout_s))
+    if as_json:
+        click.echo(answer.text)
+        return
+    console = Console(highlight=False)
+    console.print(_summary(answer.fields, url))
+    if answer.fields.get("replicas"):
+        console.print(_replicas(answer.fields["replicas"]))
+
+
+async def _status(url: str, timeout_s: float) -> Status:
+    async with Client(url, timeout_s=timeout_s) as client:
+        return await client.status()
+
+
+def _summary(fields: dict[str, Any], url: str) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, text in _lines(fields, url):
+        # As plain text: what a node sends is no markup.
+        table.add_row(label, Text(text))
+    return table
+
+
+def _lines(fields: dict[str, Any], url: str) -> Iterator[tuple[str, str]]:
+    """The summary's lines; what a node of another version does not send is left out."""
+    yield "node", f"{fields.get('name', '?')} at {url}"
+    yield "role", str(fields.get("role", "?"))
+    for label, name in (("cluster", "cluster_id"), ("epoch", "epoch")):
+        if name in fields:
+            yield label, str(fields[name])
+    seqs = [
+        f"{word} {fields[name]:,}"
+        for word, name in (("last", "last_seq"), ("durable", "durable_seq"), ("applied", "applied_seq"))
+        if name in fields
+    ]
+    if seqs:
+        yield "seq", ", ".join(seqs)
+    if primary := fields.get("primary"):
+        link = "connected" if primary.get("connected") else "not connected"
+        yield "primary", f"{primary.get('address', '?')}, {link}, {_lag(primary)}"
+    if wal := fields.get("wal"):
+        span = f"seq {wal.get('first_seq', '?')} to {wal.get('last_seq', '?')}"
+        yield "log", f"{span}, {_size(wal.get('bytes', 0))} in {_count(wal.get('segments', 0), 'segment')}"
+    if cache := fields.get("cache"):
+        yield "cache", f"{_count(cache.get('entries', 0), 'entry', 'entries')}, {_size(cache.get('bytes', 0))}"
+        yield "cache hits", _hit_rate(cache.get("hits", 0), cache.get("misses", 0))
+    syncs = fields.get("full_syncs_sent", 0), fields.get("full_syncs_received", 0)
+    if any(syncs):
+        yield "full syncs", f"{syncs[0]} sent, {syncs[1]} received"
+    if "uptime_s" in fields:
+        yield "up for", _duration(fields["uptime_s"])
+    if "version" in fields:
+        yield "version", str(fields["version"])
+
+
+def _replicas(replicas: list[dict[str, Any]]) -> Table:
+    table = Table(title="replicas", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "address", "state", "acked", "applied", "lag", "retention"):
+        table.add_column(heading, overflow="fold")
+    for replica in replicas:
+        row = (
+            *(replica.get(name, "?") for name in ("name", "address", "state", "acked_seq", "applied_seq")),
+            _lag(replica),
+            replica.get("retention", "?"),
+        )
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def _lag(link: dict[str, Any]) -> str:
+    entries, seconds = link.get("lag_entries"), link.get("lag_s")
+    behind = "unknown lag" if entries is None else f"{_count(entries, 'entry', 'entries')} behind"
+    return behind if seconds is None else f"{behind} ({seconds:.1f} s)"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _hit_rate(hits: int, misses: int) -> str:
+    rate = f" ({100 * hits / (hits + misses):.1f}%)" if hits + misses else ""
+    return f"{hits:,} of {hits + misses:,} reads{rate}"
+
+
+def _size(number: float) -> str:
+    unit = 0
+    while number >= 1024 and unit + 1 < len(_UNITS):
+        number /= 1024
+        unit += 1
+    return f"{number:.1f} {_UNITS[unit]}" if unit else f"{number:.0f} B"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [f"{value} {unit}" for value, unit in ((days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s"))]
+    while len(parts) > 1 and parts[0].startswith("0 "):
+        del parts[0]
+    return " ".join(parts[:2])

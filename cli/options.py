@@ -1,0 +1,77 @@
+"""Options, arguments and values that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import click
+
+from kvnode.cli.client import DEFAULT_URL, parse_url
+from kvnode.cli.reporting import want_json
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def text_callback(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """Refuse text that UTF-8 cannot carry: an argument that is not UTF-8 reaches Python with lone surrogates."""
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError:
+        raise click.BadParameter("it is not UTF-8", ctx, param) from None
+    return text
+
+
+def _key_callback(ctx: click.Context, param: click.Parameter, key: str) -> str | None:
+    if not key:
+        raise click.BadParameter("a key has at least one character", ctx, param)
+    return text_callback(ctx, param, key)
+
+
+def _url_callback(ctx: click.Context, param: click.Parameter, text: str) -> str:
+    try:
+        return parse_url(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+key_argument = click.argument("key", callback=_key_callback)
+
+
+def node_options(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`--url` and `--timeout`; they reach the command as `url` and `timeout_s`."""
+    for option in (
+        click.option(
+            "--timeout",
+            "timeout_s",
+            type=click.FloatRange(min=0, min_open=True),
+            default=30.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Longest wait for an answer.",
+        ),
+        click.option(
+            "--url",
+            callback=_url_callback,
+            envvar="KVNODE_URL",
+            default=DEFAULT_URL,
+            show_default=True,
+            show_envvar=True,
+            metavar="URL",
+            help="The node to talk to.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def json_option(help_text: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """`--json`, which reaches the command as `as_json` and turns errors into JSON as well."""
+
+    def note(ctx: click.Context, param: click.Parameter, wanted: bool) -> bool:
+        if wanted:
+            want_json(ctx)
+        return wanted
+
+    return click.option("--json", "as_json", is_flag=True, callback=note, help=help_text)

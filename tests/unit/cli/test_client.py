@@ -1,0 +1,268 @@
+"""The client against the stub: what it sends, what it returns, and each way in which it fails."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, closing
+
+import pytest
+
+from kvnode.cli.client import Client, Deleted, RangeQuery, Record, Written, parse_url
+from kvnode.cli.errors import BadAnswer, ClientError, ServerError, Unanswered, Unreachable
+from kvnode.cli.jsontext import Item
+from kvnode.protocol.types import Epoch, Position
+from support.stub_server import EPOCH, Answer, Cut, CutStream, Say, StubServer
+
+ODD_KEYS = ["/", "..", ".", "...", "a/../b", "a b+c", "?x=1&y#z", "%2F", "ü\U0001f600", "\x00\n", '"\\', "x" * 4000]
+
+
+def at(seq: int) -> Position:
+    return Position(Epoch.parse(EPOCH), seq)
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[StubServer, Client]]:
+    async with StubServer() as stub, Client(stub.url, timeout_s=30) as client:
+        yield stub, client
+
+
+async def collect(client: Client, query: RangeQuery) -> list[Item]:
+    return [item async for item in client.range(query)]
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+async def test_any_key_can_be_written_read_and_deleted(key: str) -> None:
+    async with connected() as (stub, client):
+        assert await client.put(key, b"1.0") == Written(at(1))
+        assert stub.values() == {key: "1.0"}
+        assert await client.get(key) == Record(b"1.0", at(1), at(1))
+        assert await collect(client, RangeQuery(start=key, end=key, prefix=key)) == [Item(key, b"1.0")]
+        assert await client.delete(key) == Deleted(True, at(2))
+        assert await client.delete(key) == Deleted(False, at(2))
+
+
+@pytest.mark.parametrize("value", [b"1.0", b"12345678901234567890", b'"\\ud800"', b'{"a" : [1e5]}', b"null"])
+async def test_values_travel_as_they_are(value: bytes) -> None:
+    async with connected() as (stub, client):
+        await client.put("a", value)
+        await client.batch([Item("b", value), Item("c", b"1"), Item("c", value)])
+        assert set(stub.values().values()) == {value.decode()}
+        assert (await client.get("b")).value == value
+        assert await collect(client, RangeQuery()) == [Item(key, value) for key in "abc"]
+
+
+async def test_version_is_the_writes_and_position_the_nodes() -> None:
+    async with connected() as (_, client):
+        await client.put("a", b"1")
+        await client.put("b", b"2")
+        assert await client.get("a") == Record(b"1", version=at(1), applied=at(2))
+
+
+async def test_ranges() -> None:
+    async with connected() as (stub, client):
+        await client.batch([Item(key, b"1") for key in ("a", "b/1", "b/2", "c", "ü")])
+        for query, keys in [
+            (RangeQuery(), ["a", "b/1", "b/2", "c", "ü"]),
+            (RangeQuery(start="b/1", end="c"), ["b/1", "b/2", "c"]),
+            (RangeQuery(prefix="b/"), ["b/1", "b/2"]),
+            (RangeQuery(limit=2), ["a", "b/1"]),
+            (RangeQuery(limit=2, reverse=True), ["ü", "c"]),
+            (RangeQuery(prefix="nothing"), []),
+        ]:
+            assert [item.key for item in await collect(client, query)] == keys
+        with pytest.raises(ServerError) as caught:
+            await collect(client, RangeQuery(start="b", end="a"))
+        assert caught.value.fields == {"field": "start_key"}
+        assert stub.requests[-1].raw_path == "/readrange?start_key=b&end_key=a"
+
+
+async def test_a_range_can_be_left_early() -> None:
+    async with connected() as (_, client):
+        await client.batch([Item(f"{number:05}", b'"x"') for number in range(20_000)])
+        async with aclosing(client.range(RangeQuery())) as items:
+            assert await anext(items) == Item("00000", b'"x"')
+        assert (await client.get("00001")).value == b'"x"'
+
+
+async def test_dump_gives_whole_lines() -> None:
+    async with connected() as (_, client):
+        values = {f"{number:05}": b'"%b"' % (b"x" * (number % 3000)) for number in range(2000)}
+        await client.batch([Item(*item) for item in values.items()])
+        blocks = [block async for block in client.dump(RangeQuery())]
+        assert all(block.endswith(b"\n") for block in blocks)
+        assert b"".join(blocks) == b"".join(b'{"key":"%b","value":%b}\n' % (k.encode(), v) for k, v in values.items())
+
+
+@pytest.mark.parametrize("after_records", [0, 1, 500, 1000])
+async def test_a_cut_stream_never_looks_whole(after_records: int) -> None:
+    async with connected() as (stub, client):
+        await client.batch([Item(f"{number:04}", b"1") for number in range(1000)])
+        stub.faults["/readrange"].append(CutStream(after_records))
+        got: list[str] = []
+
+        async def read() -> None:
+            async for item in client.range(RangeQuery()):
+                got.append(item.key)  # noqa: PERF401, what came before the error is wanted
+
+        with pytest.raises(Unanswered):
+            await read()
+        assert got == [f"{number:04}" for number in range(len(got))]
+        assert len(got) <= after_records
+
+
+async def test_status_is_kept_as_it_was_sent() -> None:
+    async with connected() as (stub, client):
+        stub.status = {"role": "primary", "more": {"deep": [1.0]}}
+        status = await client.status()
+        assert status.fields == stub.status
+        assert status.text == b'{"role": "primary", "more": {"deep": [1.0]}}'
+
+
+async def test_server_errors_are_passed_on_whole() -> None:
+    async with connected() as (stub, client):
+        with pytest.raises(ServerError) as caught:
+            await client.get("nope")
+        error = caught.value
+        assert (error.status, error.code, error.message) == (404, "key_not_found", "no such key")
+        assert (error.fields, error.retry_after_s) == ({"key": "nope"}, None)
+
+        stub.faults["/put"].append(Answer(503, "overloaded", retry_after=7))
+        with pytest.raises(ServerError) as caught:
+            await client.put("a", b"1")
+        assert (caught.value.code, caught.value.retry_after_s, caught.value.fields) == (
+            "overloaded",
+            7.0,
+            {"told": True},
+        )
+
+
+async def test_a_cut_connection_leaves_the_outcome_open_and_nothing_is_sent_again() -> None:
+    async with connected() as (stub, client):
+        for is_written in (True, False):
+            stub.faults["/put"].append(Cut(is_written))
+            with pytest.raises(Unanswered) as caught:
+                await client.put(str(is_written), b"1")
+            assert "may have happened" in str(caught.value.hint)
+        assert stub.values() == {"True": "1"}
+        assert len(stub.requests) == 2
+
+
+async def test_no_answer_in_time_leaves_the_outcome_open() -> None:
+    async with StubServer() as stub, Client(stub.url, timeout_s=0.05) as client:
+        stub.open.clear()
+        with pytest.raises(Unanswered, match=r"within 0\.05 s"):
+            await client.batch([Item("a", b"1")])
+
+
+async def test_nobody_there() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+    async with Client(f"http://127.0.0.1:{port}") as client:
+        with pytest.raises(Unreachable, match="Connection refused") as caught:
+            await client.put("a", b"1")
+        assert "kvnode start" in str(caught.value.hint)
+
+
+Call = Callable[[Client], Awaitable[object]]
+
+CALLS: dict[str, Call] = {
+    "/put": lambda client: client.put("a", b"1"),
+    "/batchput": lambda client: client.batch([Item("a", b"1")]),
+    "/delete": lambda client: client.delete("a"),
+    "/read": lambda client: client.get("a"),
+    "/readrange": lambda client: collect(client, RangeQuery()),
+    "/status": lambda client: client.status(),
+}
+
+POSITION = {"Kv-Seq": "1", "Kv-Epoch": EPOCH}
+
+
+STRANGE = {
+    "html": Say(b"<html>hello</html>", "text/html"),
+    "cut": Say(b'{"seq":"x"', headers=POSITION),
+    "no object": Say(b'[{"seq":1}]', headers=POSITION),
+    # A status may be any object.
+    "no epoch": Say(b'{"seq":1,"deleted":true,"key":"a","value":1}', headers={"Kv-Seq": "1"}),
+    "bad seq": Say(b'{"seq":1,"deleted":true,"key":"a","value":1}', headers={"Kv-Seq": "x", "Kv-Epoch": EPOCH}),
+    "no value": Say(b'{"key":"a"}\n', "application/x-ndjson", POSITION),
+    "no line end": Say(b'{"key":"a","value":1}', "application/x-ndjson", POSITION),
+}
+
+
+@pytest.mark.parametrize(
+    ("route", "answer"),
+    [
+        pytest.param(route, answer, id=f"{route} {name}")
+        for route in CALLS
+        for name, answer in STRANGE.items()
+        if route != "/status" or not answer.body.startswith(b"{") or name == "cut"
+    ],
+)
+async def test_whatever_is_no_nodes_answer_is_called_that(route: str, answer: Say) -> None:
+    async with connected() as (stub, client):
+        stub.faults[route].append(answer)
+        with pytest.raises(BadAnswer) as caught:
+            await CALLS[route](client)
+        assert "REST address" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("route", CALLS)
+@pytest.mark.parametrize("fault", [Answer(500, "internal"), Cut()], ids=["500", "cut"])
+async def test_every_call_raises_client_errors_only(route: str, fault: Answer | Cut) -> None:
+    async with connected() as (stub, client):
+        # aiohttp repeats a GET by itself when the connection breaks.
+        stub.faults[route].extend([fault] * 10)
+        with pytest.raises(ClientError):
+            await CALLS[route](client)
+
+
+async def serve_bytes(answer: bytes, call: Call) -> None:
+    """Make `call` on a server that sends exactly these bytes and closes."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with Client(f"http://{host}:{port}") as client:
+            await call(client)
+
+
+async def test_a_server_that_speaks_no_http_is_no_node() -> None:
+    with pytest.raises(BadAnswer):
+        await serve_bytes(b"\x00\x00\x00\x05\x93\x01\x02\x03\x04", CALLS["/status"])
+
+
+async def test_a_stream_that_only_a_close_ends_is_not_trusted() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
+    with pytest.raises(BadAnswer, match="no marked end"):
+        await serve_bytes(head + b'{"key":"a","value":1}\n', CALLS["/readrange"])
+
+
+async def test_redirects_are_not_followed() -> None:
+    head = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+    with pytest.raises(BadAnswer, match="302"):
+        await serve_bytes(head, CALLS["/status"])
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://127.0.0.1:5001", "http://127.0.0.1:5001"),
+        ("127.0.0.1:5001", "http://127.0.0.1:5001"),
+        ("http://[::1]:5001/", "http://[::1]:5001"),
+        ("https://kv.example/node1/", "https://kv.example/node1"),
+    ],
+)
+def test_url_has_one_form(text: str, url: str) -> None:
+    assert parse_url(text) == url
+    assert parse_url(url) == url
+
+
+@pytest.mark.parametrize("text", ["", "ftp://x", "http://", "http://x:port", "http://x/?a=1", "http://x:99999"])
+def test_no_url(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_url(text)
