@@ -32,6 +32,9 @@ from kvnode.protocol.types import Entry, History, Position, Reign, Seq
 #: Replayed entries are applied to the engine in batches of about this many bytes, so that memory stays bounded.
 _REPLAY_BATCH_BYTES = 4 * 1024 * 1024
 
+#: How much of a segment is read and written at a time.
+_COPY_BYTES = 1024 * 1024
+
 #: How long start-up waits for an engine that it opened itself, and which nobody else reads, to close.
 _CLOSE_TIMEOUT_S = 60.0
 
@@ -192,6 +195,8 @@ class Recovery:
         self, engine: Engine, history: History, first_seqs: list[Seq], found: _Scan, replay_after: Seq
     ) -> Storage:
         """Bring LevelDB level with the log, which reaches at least as far and was examined."""
+        if first_seqs:
+            self._write_again(first_seqs[-1], found.end)
         replayed = replay(engine, found.entries(), replay_after)
         self._log.info("log_replayed", entries=replayed, last_seq=found.last_seq)
         if first_seqs:
@@ -298,6 +303,23 @@ class Recovery:
             self._fs.sync_directory(self._layout.wal)
         except OSError as error:
             raise LogFailed(f"syncing the log before replay failed: {error.strerror}") from error
+
+    def _write_again(self, first_seq: Seq, end: int) -> None:
+        """Write the last segment's bytes up to `end` once more, durably.
+
+        The process before may have ended because an fsync failed. Then the kernel shows the bytes, holds them for
+        written, and has nothing to do in another fsync; what is written again is really written.
+        """
+        path = self._layout.wal / segment_name(first_seq)
+        file = self._fs.open(path, writable=True)
+        try:
+            for offset in range(0, end, _COPY_BYTES):
+                file.write_at(offset, file.read_at(offset, min(_COPY_BYTES, end - offset)))
+            file.sync()
+        except OSError as error:
+            raise LogFailed(f"writing {path} once more failed: {error.strerror}", path=str(path)) from error
+        finally:
+            file.close()
 
     def _cut_torn_tail(self, first_seq: Seq, damage: Damage) -> None:
         path = self._layout.wal / segment_name(first_seq)

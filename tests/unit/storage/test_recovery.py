@@ -549,3 +549,18 @@ def test_failed_sync_of_the_log_is_final() -> None:
     rig.disk.plan.fail(("sync", "*.wal"), errno.EIO)
     with pytest.raises(LogFailed):
         rig.recover()
+
+
+def test_what_a_failed_sync_left_in_the_page_cache_only_is_written_again() -> None:
+    """The kernel takes pages whose write-back failed for clean: syncing them once more does nothing."""
+    rig = StorageRig(options=SMALL)
+    storage = rig.start()
+    rig.write_puts(storage, 2)
+    rig.disk.plan.fail(("sync", "*.wal"), errno.EIO)
+    with pytest.raises(LogFailed):
+        rig.write_puts(storage, 1)
+    restarted = rig.crashed(KEPT)
+    storage = restarted.start()
+    assert storage.wal.last_seq == 3
+    restarted.write_puts(storage, 2)
+    check_holds(restarted.crashed(DROPPED).start(), 5)
