@@ -30,7 +30,11 @@ RECORD_HEADER_BYTES = _RECORD.size
 _MARK = 0x8000_0000
 MAX_PAYLOAD_BYTES = _MARK - 1
 
-_NAME = re.compile(r"(\d{20})\.wal")
+_NAME = re.compile(r"([0-9]{20})\.wal")
+
+# How every payload begins: an array of four, three unsigned integers, the head of an array that is not empty.
+_UINT = rb"(?:[\x00-\x7f]|\xcc.|\xcd..|\xce.{4}|\xcf.{8})"
+_PAYLOAD_START = re.compile(re.escape(ENTRY_FIRST_BYTE) + 3 * _UINT + rb"[\x91-\x9f\xdc\xdd]", re.DOTALL)
 
 
 class LogRecord(NamedTuple):
@@ -128,18 +132,19 @@ def encode_record(payload: bytes, *, marked: bool) -> bytes:
     return _RECORD.pack(length | _MARK if marked else length, payload_crc(payload)) + payload
 
 
-def read_records(data: bytes, first_seq: Seq) -> Iterator[LogRecord]:
+def read_records(data: bytes, first_seq: Seq, start: int = HEADER_BYTES) -> Iterator[LogRecord]:
     """The records of one segment, each checked, in order.
 
     Args:
         data: the whole file, its header included.
-        first_seq: as the header says.
+        first_seq: of the record at `start`; for a whole segment, as the header says.
+        start: the offset of a record.
 
     Raises:
         Damage: at the first byte that is neither an intact record of the seq expected there nor unused space that
             reaches to the end of the file.
     """
-    offset, seq, size = HEADER_BYTES, first_seq, len(data)
+    offset, seq, size = start, first_seq, len(data)
     while offset < size:
         if size - offset < RECORD_HEADER_BYTES:
             if any(data[offset:]):
@@ -187,18 +192,19 @@ def _check_unused(data: bytes, offset: int, seq: Seq) -> None:
 def find_later_records(data: bytes, start: int, above_seq: Seq) -> Iterator[LogRecord]:
     """Every intact record at any offset from `start` on whose seq is above `above_seq`.
 
-    Looks behind damage, where record boundaries are unknown. Candidates are recognized by the first byte that every
-    payload has, so that the search costs little more than reading.
+    Looks behind damage, where record boundaries are unknown. Only offsets at which the payload's first fields are right
+    are tried: other bytes can look like the length of a long record so often that checking the CRC of each would take
+    hours.
 
     Args:
         data: a whole segment file, or any part of one.
     """
-    at = data.find(ENTRY_FIRST_BYTE, start + RECORD_HEADER_BYTES)
-    while at >= 0:
-        offset = at - RECORD_HEADER_BYTES
+    match = _PAYLOAD_START.search(data, start + RECORD_HEADER_BYTES)
+    while match is not None:
+        offset = match.start() - RECORD_HEADER_BYTES
         length, crc = _RECORD.unpack_from(data, offset)
         if length & MAX_PAYLOAD_BYTES:
             record = _read_record(data, offset, length, crc)
             if isinstance(record, LogRecord) and record.entry.seq > above_seq:
                 yield record
-        at = data.find(ENTRY_FIRST_BYTE, at + 1)
+        match = _PAYLOAD_START.search(data, match.start() + 1)

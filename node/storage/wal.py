@@ -1,8 +1,8 @@
 """The write-ahead log: appends groups of records durably, rotates segments, and drops old ones.
 
 The log is a chain of segment files; the last one, the tail, is written. Its promise to the rest of the node: a group
-for which `Wal.append` returned is durable (with ``sync=True``), and one for which it raised `StorageFull` has left no byte
-behind. Any other failure is final: what the disk holds is unknown then, and the log refuses everything.
+for which `Wal.append` returned is durable (with ``sync=True``), and one for which it raised `StorageFull` has left no
+byte behind. Any other failure is final: what the disk holds is unknown then, and the log refuses everything.
 
 Source: FORMAT.md, "Log segment".
 """
@@ -89,8 +89,8 @@ class Wal:
         #: Whether everything before the end is durable, which the next record's mark will say.
         self._all_durable = True
         self._failure: LogFailed | None = None
-        # Guards the segment list, and the tail's file against being closed during `sync`.
-        self._lock = threading.Lock()
+        # Guards the segment list, and the tail's file against being closed or synced by two threads at a time.
+        self._lock = threading.RLock()
 
     @classmethod
     def create(cls, fs: Fs, directory: Path, cluster_id: bytes, options: WalOptions, first_seq: Seq) -> Wal:
@@ -134,9 +134,8 @@ class Wal:
         if self._failure is not None:
             raise self._failure
         size = sum(map(len, payloads)) + RECORD_HEADER_BYTES * len(payloads)
-        closed_before = len(self._closed)
         try:
-            self._make_room(size)
+            closed = self._make_room(size)
             records = [encode_record(payloads[0], marked=self._all_durable)]
             records += [encode_record(payload, marked=False) for payload in payloads[1:]]
             self._file.write_at(self._tail.end, b"".join(records))
@@ -150,7 +149,7 @@ class Wal:
             self._sync_tail()
             self._all_durable = True
         self._tail = replace(self._tail, last_seq=self._tail.last_seq + len(payloads), end=self._tail.end + size)
-        return len(self._closed) > closed_before
+        return closed
 
     def sync(self) -> None:
         """Make everything appended before the call durable.
@@ -158,10 +157,7 @@ class Wal:
         Raises:
             LogFailed: final.
         """
-        with self._lock:
-            if self._failure is not None:
-                raise self._failure
-            self._sync_tail()
+        self._sync_tail()
 
     def drop_segments(self, checkpoint_seq: Seq) -> list[Segment]:
         """Delete the oldest segments that LevelDB no longer needs and retention does not keep.
@@ -219,16 +215,17 @@ class Wal:
                 return self._closed[0]
             return None
 
-    def _make_room(self, size: int) -> None:
-        """Have `size` reserved bytes after the end of the tail, rotating if they belong into a new segment."""
+    def _make_room(self, size: int) -> bool:
+        """Have `size` reserved bytes after the end of the tail; returns whether that took a new segment."""
         end = self._tail.end + size
         if end <= self._reserved:
-            return
+            return False
         if end > self._options.segment_bytes and self._tail.end > HEADER_BYTES:
             self._rotate(size)
-        else:
-            self._reserved = max(end, self._options.segment_bytes)
-            self._file.allocate(self._reserved)
+            return True
+        self._file.allocate(max(end, self._options.segment_bytes))
+        self._reserved = max(end, self._options.segment_bytes)
+        return False
 
     def _rotate(self, size: int) -> None:
         """Close the tail and begin the next segment, with room for `size` bytes of records."""
@@ -247,10 +244,15 @@ class Wal:
         self._reserved = reserved
 
     def _sync_tail(self) -> None:
-        try:
-            self._file.sync()
-        except OSError as error:
-            raise self._fail("syncing the log", error) from error
+        # One after the other: the kernel reports a failed write-back to one caller only, and what the other one then
+        # takes for success must find the failure noted.
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                self._file.sync()
+            except OSError as error:
+                raise self._fail("syncing the log", error) from error
 
     def _undo(self, error: OSError) -> StorageFull | LogFailed:
         """After a failed write: what to raise, with nothing of the group left in the log if that is `StorageFull`."""
