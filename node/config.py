@@ -6,6 +6,7 @@ options from it.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -20,7 +21,8 @@ KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
 
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|K|M|G)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB|K|M|G)?", re.IGNORECASE)
+_HOST = re.compile(r"[^\s:\[\]]+|\[[^\s\[\]]+\]")
 _UNITS = {"": 1, "b": 1, "k": KiB, "kib": KiB, "m": MiB, "mib": MiB, "g": GiB, "gib": GiB}
 
 
@@ -38,16 +40,18 @@ class Address:
         Raises:
             ValueError: it is not of that form.
         """
-        host, colon, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        host, _, port = text.rpartition(":")
+        if not _HOST.fullmatch(host) or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise ValueError(f"expected HOST:PORT, got {text!r}")
-        return cls(host, int(port))
+        return cls(host.strip("[]"), int(port))
 
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.host == "localhost" or self.host == "::1" or self.host.startswith("127.")
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -69,6 +73,12 @@ def _parse_count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"expected a whole number, got {text!r}")
     return int(text)
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        raise ValueError("expected a directory, got an empty text")
+    return Path(text)
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -95,7 +105,9 @@ def _setting(help_text: str, parse: Callable[[str], Any], default: Any, minimum:
 class Config:
     """Everything that can be set. Sizes are bytes. See `SETTINGS` for the texts."""
 
-    data: Path = _setting("Directory that holds the node's data; made if it is missing.", Path, Path("kvnode-data"))
+    data: Path = _setting(
+        "Directory that holds the node's data; made if it is missing.", _directory, Path("kvnode-data")
+    )
     http: Address = _setting("HOST:PORT for REST.", Address.parse, Address("127.0.0.1", 5001))
     peer: Address = _setting("HOST:PORT for the peer protocol.", Address.parse, Address("127.0.0.1", 7001))
     name: str = _setting("The node's name in the cluster; default: a name made from its id.", _name, "")
@@ -136,7 +148,8 @@ class Config:
                 setting="max_key_bytes",
             )
         largest_write = max(self.max_batch_bytes, self.max_key_bytes + self.max_value_bytes)
-        framing = 16 * self.max_batch_items + KiB
+        # An operation in msgpack: the heads of an array, its kind, the key, an expiry, and the value.
+        framing = (1 + 1 + 5 + 9 + 5) * self.max_batch_items + KiB
         if largest_write + framing > self.max_frame_bytes:
             raise ConfigError(
                 f"--max-frame-bytes {self.max_frame_bytes} cannot carry the largest allowed write: "
@@ -227,8 +240,15 @@ def _read_file(path: Path) -> dict[str, str]:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"configuration file {path}: {error}") from error
-    texts = {name.replace("-", "_"): str(value) for name, value in document.items()}
-    unknown = sorted(texts.keys() - {setting.name for setting in SETTINGS})
-    if unknown:
-        raise ConfigError(f"configuration file {path}: unknown setting {unknown[0]!r}", setting=unknown[0])
+    known = {setting.name for setting in SETTINGS}
+    texts: dict[str, str] = {}
+    for given, value in document.items():
+        name = given.replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"configuration file {path}: unknown setting {given!r}", setting=given)
+        if name in texts:
+            raise ConfigError(f"configuration file {path}: {name!r} is set twice", setting=name)
+        if type(value) not in (str, int):
+            raise ConfigError(f"configuration file {path}: {name!r} must be a string or a whole number", setting=name)
+        texts[name] = str(value)
     return texts
