@@ -51,7 +51,20 @@ def open_event_log(log_format: str, stream: TextIO | None = None) -> EventLog:
 def _fields(record: logging.LogRecord) -> dict[str, FieldValue]:
     when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     extra: dict[str, FieldValue] = getattr(record, "fields", {})
-    return {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **extra}
+    shown = {name: _shown(value) for name, value in extra.items()}
+    return {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **shown}
+
+
+def _shown(value: FieldValue) -> FieldValue:
+    """A value that both forms show in the same way, and UTF-8 can carry."""
+    if value is None or type(value) in (bool, int, float):
+        return value
+    return _encodable(str(value))
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates, as file names that are not UTF-8 have, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class _TextLines(logging.Formatter):
@@ -68,8 +81,8 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(fields, enc_hook=str).decode()
+            fields["traceback"] = _encodable(self.formatException(record.exc_info))
+        return msgspec.json.encode(fields).decode()
 
 
 def _text(value: FieldValue) -> str:
