@@ -203,8 +203,9 @@ class Loader:
 
     async def _wait(self, until: str) -> None:
         done, self._tasks = await asyncio.wait(self._tasks, return_when=until)
-        for task in done:
-            task.result()
+        errors = [error for task in done if (error := task.exception())]
+        if errors:
+            raise errors[0]
 
     async def _abandon(self) -> None:
         """End what is still in flight. Nothing is, unless this load was cancelled or broke."""
@@ -218,8 +219,11 @@ class Loader:
         #: what is left to do, the first records last
         parts = [batch]
         try:
-            while parts and not self._stopped:
+            while parts:
                 parts += reversed(await self._store(parts.pop()))
+                # The next part may hold a key of one that was given up.
+                if self._stopped:
+                    break
         finally:
             for part in reversed(parts):
                 self._stop_at(part.first_line)

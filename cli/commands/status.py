@@ -97,16 +97,16 @@ def _replicas(replicas: list[dict[str, Any]]) -> Table:
     for replica in replicas:
         row = (
             *(replica.get(name, "?") for name in ("name", "address", "state", "acked_seq", "applied_seq")),
-            _lag(replica),
+            _lag(replica, ""),
             replica.get("retention", "?"),
         )
         table.add_row(*(Text(str(cell)) for cell in row))
     return table
 
 
-def _lag(link: dict[str, Any]) -> str:
+def _lag(link: dict[str, Any], unit: str = " entries behind") -> str:
     entries, seconds = link.get("lag_entries"), link.get("lag_s")
-    behind = "unknown lag" if entries is None else f"{_count(entries, 'entry', 'entries')} behind"
+    behind = "lag unknown" if entries is None else f"{entries:,}{unit}"
     return behind if seconds is None else f"{behind} ({seconds:.1f} s)"
 
 
