@@ -89,8 +89,10 @@ class Wal:
         #: Whether everything before the end is durable, which the next record's mark will say.
         self._all_durable = True
         self._failure: LogFailed | None = None
-        # Guards the segment list, and the tail's file against being closed or synced by two threads at a time.
-        self._lock = threading.RLock()
+        # Guards the segment list. Held for moments only: the event loop asks for the list too.
+        self._lock = threading.Lock()
+        # Guards the tail's file against being closed or synced by two threads at a time. Taken before the other one.
+        self._file_lock = threading.RLock()
 
     @classmethod
     def create(cls, fs: Fs, directory: Path, cluster_id: bytes, options: WalOptions, first_seq: Seq) -> Wal:
@@ -192,7 +194,7 @@ class Wal:
         Raises:
             LogFailed: final.
         """
-        with self._lock:
+        with self._file_lock:
             if self._failure is not None:
                 raise self._failure
             try:
@@ -236,17 +238,18 @@ class Wal:
         first_seq = self._tail.last_seq + 1
         reserved = max(HEADER_BYTES + size, self._options.segment_bytes)
         make_segment(self._fs, self._directory, self._cluster_id, first_seq, reserved)
-        with self._lock:
+        with self._file_lock:
             self._file.close()
-            self._closed.append(self._tail)
-            self._tail = Segment(first_seq, first_seq - 1, HEADER_BYTES)
+            with self._lock:
+                self._closed.append(self._tail)
+                self._tail = Segment(first_seq, first_seq - 1, HEADER_BYTES)
             self._file = self._fs.open(self._directory / self._tail.name, writable=True)
         self._reserved = reserved
 
     def _sync_tail(self) -> None:
         # One after the other: the kernel reports a failed write-back to one caller only, and what the other one then
         # takes for success must find the failure noted.
-        with self._lock:
+        with self._file_lock:
             if self._failure is not None:
                 raise self._failure
             try:
