@@ -4,3 +4,10 @@ import pytest
 
 # Asserts inside the shared helpers explain themselves only when pytest rewrites them before the first import.
 pytest.register_assert_rewrite("support")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of single tests; options have to be defined up here."""
+    group = parser.getgroup("kvnode")
+    group.addoption("--long", action="store_true", help="make the fault tests try many more cases")
+    group.addoption("--crash-case", metavar="CASE", help="the one case for test_crash_everywhere to run")

@@ -254,6 +254,13 @@ class MemoryDisk:
         """The content of every file below a directory as the operating system sees it, by path."""
         return {path: bytes(node.seen) for path, node in self._files(under)}
 
+    def content_of(self, path: Path) -> bytes | None:
+        """One file's content as the operating system sees it, None where there is none."""
+        try:
+            return bytes(self._find(path, FileNode).seen)
+        except OSError:
+            return None
+
     def stable_snapshot(self, under: Path = Path("/")) -> dict[Path, bytes]:
         """The content of every file below a directory that a power loss would leave for certain, by path."""
         return self._survivor(DROPPED).snapshot(under)

@@ -72,6 +72,8 @@ class Database:
         damaged: whether opening with paranoid checks will find damage.
         earlier: the tables as they were before each flush, oldest first.
         is_open: whether an engine has it open; LevelDB lets nobody open it again then.
+        is_new: whether no engine ever had it open.
+        broken: whether it cannot be opened at all.
     """
 
     tables: Tables = field(default_factory=Tables)
@@ -79,6 +81,8 @@ class Database:
     damaged: bool = False
     earlier: list[Tables] = field(default_factory=list)
     is_open: bool = False
+    is_new: bool = True
+    broken: bool = False
 
     def flush_log(self) -> None:
         """Write the oldest memtable to a table, so that it is durable and its log is gone."""
@@ -90,6 +94,7 @@ class Database:
     def after_crash(self, survival: Survival, rng: Random) -> Database:
         """What a crash leaves of it."""
         survivor = Database(self.tables.copy(), damaged=self.damaged, earlier=list(self.earlier))
+        survivor.is_new, survivor.broken = self.is_new, self.broken
         if survival.mode is SurvivalMode.KEPT:
             survivor.logs = [list(log) for log in self.logs]
         elif survival.mode is SurvivalMode.TORN:
@@ -124,7 +129,7 @@ class ModelEngineDisk:
     of one is reported as EngineFailed, `disk_full` if its error is ENOSPC. The `partial` of a crash or
     failure means, for a write: 0 not written, 1 written, between (failure only): visible until the engine is
     closed, then lost, as LevelDB does; for a flush from 0.5 on: the memtables before the current one became
-    durable.
+    durable; for the open that makes a database: it is there and unusable.
 
     Attributes:
         disk: where the directories are.
@@ -151,8 +156,12 @@ class ModelEngineDisk:
         with self.plan.lock:
             interruption = self.plan.begin("engine_open_paranoid" if paranoid else "engine_open", path)
             if interruption is not None:
+                if interruption.partial > 0 and (database := self._find(path)).is_new:
+                    database.broken = True
                 raise _exception(interruption)
             database = self._find(path)
+            if database.broken:
+                raise EngineFailed(f"{path}: Corruption: CURRENT points to a non-existent file")
             if database.is_open:
                 raise EngineFailed(f"{path}: IO error: lock {path}/LOCK: already held by process")
             if paranoid and database.damaged:
@@ -162,7 +171,7 @@ class ModelEngineDisk:
             while database.logs:
                 database.flush_log()
             database.logs.append([])
-            database.is_open = True
+            database.is_open, database.is_new = True, False
             self.last_opened = ModelEngine(self, database, path)
             return self.last_opened
 
@@ -193,7 +202,7 @@ class ModelEngineDisk:
 
     def _find(self, path: Path) -> Database:
         marker = path / _MARKER
-        content = self.disk.snapshot(path).get(marker) if self.disk.exists(path) else None
+        content = self.disk.content_of(marker)
         if content is None:
             name = f"db{len(self._databases) + 1}"
             self._databases[name] = Database()

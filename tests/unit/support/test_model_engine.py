@@ -351,6 +351,30 @@ def test_opening_fails_with_paranoid_checks_or_altogether() -> None:
             engines(DB, paranoid=paranoid)
 
 
+@pytest.mark.parametrize("partial", [0, 1])
+def test_a_crash_while_the_database_is_made_may_leave_it_unusable(partial: float) -> None:
+    engines = new_engines(CrashPlan(crash_at=1, crash_partial=partial))
+    with pytest.raises(SimulatedCrash):
+        engines(DB, paranoid=True)
+    next_life = engines.after_crash(KEPT, engines.disk.after_crash(KEPT))
+    if not partial:
+        assert next_life(DB, paranoid=True).applied.position.seq == 0
+        return
+    for paranoid in (True, False):
+        with pytest.raises(EngineFailed):
+            next_life(DB, paranoid=paranoid)
+
+
+def test_a_crash_while_an_old_database_is_opened_does_it_no_harm() -> None:
+    engines = new_engines(CrashPlan(crash_at=4, crash_partial=1))
+    engine = engines(DB, paranoid=True)
+    write_all(engine, 1, 1)
+    engine.close(1)
+    with pytest.raises(SimulatedCrash):
+        engines(DB, paranoid=True)
+    assert seqs_in(reopen(engines, KEPT)) == {1}
+
+
 def test_the_database_follows_its_directory_and_dies_with_it() -> None:
     engines = new_engines()
     engine = engines(DB, paranoid=True)
