@@ -12,7 +12,6 @@ from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import Identity, Layout, Member, StateFiles
 from kvnode.node.storage.engine import EngineFactory
 from kvnode.node.storage.recovery import Recovery, Storage
-from kvnode.node.storage.segment import parse_segment_name
 from kvnode.node.storage.wal import WalOptions
 from kvnode.protocol.types import Epoch
 
@@ -43,8 +42,6 @@ def open_directory(config: Config, fs: Fs, open_engine: EngineFactory, log: Even
     layout = Layout(config.data)
     files = StateFiles(fs, layout)
     identity = _identify(config, fs, layout, files)
-    if identity.role != "primary":
-        raise ConfigError(f"{layout.root} belongs to a {identity.role}; this release starts primaries only")
     options = WalOptions(config.wal_segment_bytes, config.wal_keep_bytes, sync=config.fsync == "always")
     storage = Recovery(fs, layout, identity, open_engine, options, log).run()
     term = storage.history.current.term + 1
@@ -67,9 +64,7 @@ def _identify(config: Config, fs: Fs, layout: Layout, files: StateFiles) -> Iden
     """The identity in node.json, made for a new directory, renamed when the configuration says so."""
     identity = files.load_identity()
     if identity is None:
-        if fs.exists(layout.history) or (
-            fs.exists(layout.wal) and any(map(parse_segment_name, fs.list_names(layout.wal)))
-        ):
+        if _holds_data(fs, layout):
             raise FileDamaged(
                 layout.node,
                 "missing, though the directory holds a node's data",
@@ -79,6 +74,8 @@ def _identify(config: Config, fs: Fs, layout: Layout, files: StateFiles) -> Iden
         name = config.name or f"node-{node_id[:8]}"
         identity = Identity(node_id, name, cluster_id=secrets.token_hex(16), role="primary")
         files.save_identity(identity)
+    elif identity.role != "primary":
+        raise ConfigError(f"{layout.root} belongs to a {identity.role}; this release starts primaries only")
     elif config.name and config.name != identity.name:
         identity = replace(identity, name=config.name)
         files.save_identity(identity)
@@ -88,3 +85,15 @@ def _identify(config: Config, fs: Fs, layout: Layout, files: StateFiles) -> Iden
         others = tuple(member for member in members if member.node_id != own.node_id)
         files.save_members((*others, own))
     return identity
+
+
+def _holds_data(fs: Fs, layout: Layout) -> bool:
+    """Whether anything is there that only a node with an identity makes."""
+    files = (layout.history, layout.members, layout.checkpoint, layout.clean, layout.repair)
+    directories = (layout.wal, layout.db, layout.wal_old, layout.db_old)
+    return any(map(fs.exists, files)) or any(
+        not name.endswith(".tmp")
+        for directory in directories
+        if fs.exists(directory)
+        for name in fs.list_names(directory)
+    )
