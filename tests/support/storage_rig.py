@@ -9,6 +9,7 @@ from pathlib import Path
 from kvnode.node.eventlog import EventLog
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
 from kvnode.node.storage.recovery import Recovery, Storage
+from kvnode.node.storage.segment import LogRecord, read_records
 from kvnode.node.storage.wal import WalOptions
 from kvnode.protocol.entry import EntryEncoder
 from kvnode.protocol.types import Entry, Epoch, Op, put
@@ -21,6 +22,11 @@ NODE_ID = bytes.fromhex("a1" * 16)
 
 #: Time of entry 1; each later one is 1 ms later.
 FIRST_TIME_MS = 1_700_000_000_000
+
+
+def epoch_of_start(number: int) -> Epoch:
+    """The epoch that the so-manieth start of a rig begins, counted from 1."""
+    return Epoch.of(number, 0x9F2C1A00 + number)
 
 
 class CapturedEvents(logging.Handler):
@@ -84,7 +90,7 @@ class StorageRig:
             self.files.save_identity(self.identity)
         storage = self.recover()
         term = storage.history.current.term + 1
-        storage.history = storage.history.begin(Epoch.of(term, 0xE0 + term), storage.wal.last_seq + 1)
+        storage.history = storage.history.begin(epoch_of_start(term), storage.wal.last_seq + 1)
         self.files.save_history(storage.history)
         return storage
 
@@ -148,3 +154,57 @@ class StorageRig:
     def read(self, path: Path) -> bytes:
         """A file's content."""
         return self.disk.snapshot()[path]
+
+    def records_of(self, path: Path) -> list[LogRecord]:
+        """The records of a sound segment."""
+        return list(read_records(self.read(path), int(path.stem)))
+
+    def find_record(self, seq: int) -> tuple[Path, LogRecord]:
+        """The record of an entry, and the segment that it is in; segments before must be sound."""
+        for path in self.segment_paths():
+            for record in self.records_of(path):
+                if record.entry.seq == seq:
+                    return path, record
+        raise AssertionError(f"seq {seq} is not in the log")
+
+    # ---- harm ----------------------------------------------------------------------------------------------------
+
+    def flip(self, path: Path, offset: int) -> None:
+        """Change one byte of a file on stable storage."""
+        data = bytearray(self.read(path))
+        data[offset] ^= 0x10
+        self.disk.put_file(path, bytes(data))
+
+    def damage_record(self, seq: int) -> tuple[Path, int]:
+        """Change a byte in the payload of a record; returns where the record is."""
+        path, record = self.find_record(seq)
+        self.flip(path, record.end - 1)
+        return path, record.offset
+
+    def cut_log_before(self, seq: int) -> None:
+        """Lose the log's end, from a record on, without a trace."""
+        path, record = self.find_record(seq)
+        self.disk.put_file(path, self.read(path)[: record.offset])
+        for later in self.segment_paths():
+            if int(later.stem) > seq:
+                self.disk.remove_file(later)
+
+    def lose_engine_log(self) -> None:
+        """Lose what LevelDB had not written to tables, as a power failure may."""
+        self.engines.database(self.layout.db).logs = [[]]
+
+
+def value_of(storage: Storage, key: bytes) -> bytes | None:
+    """A key's value in LevelDB."""
+    (record,), _ = storage.engine.read([key])
+    assert not isinstance(record, Exception)
+    return None if record is None else record.value
+
+
+def check_holds(storage: Storage, last_seq: int) -> None:
+    """All entries of `StorageRig.write_puts` up to a seq are there, none of later ones, and the log agrees."""
+    assert storage.wal.last_seq == last_seq
+    assert storage.engine.applied.position.seq == last_seq
+    assert value_of(storage, b"last") == (b"%d" % last_seq if last_seq else None)
+    for seq in range(1, last_seq + 3):
+        assert (value_of(storage, b"k%d" % seq) is not None) is (seq <= last_seq)

@@ -2,27 +2,23 @@
 
 import errno
 from collections.abc import Callable
-from pathlib import Path
 from zlib import crc32
 
 import pytest
 
 from kvnode.node.errors import DataLost, FileDamaged, LogDamaged, LogFailed, StorageFull, UnknownFormat
 from kvnode.node.storage.datadir import CleanStop, Repair
-from kvnode.node.storage.recovery import Storage
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
-    LogRecord,
     encode_header,
     encode_record,
-    read_records,
     segment_name,
 )
 from kvnode.node.storage.wal import WalOptions
 from kvnode.protocol.entry import EntryEncoder
 from kvnode.protocol.types import Entry, Epoch, History, Position, Reign, put
 from support.crash_plan import DROPPED, KEPT, CrashPlan
-from support.storage_rig import CLUSTER_ID, StorageRig
+from support.storage_rig import CLUSTER_ID, StorageRig, check_holds, epoch_of_start, value_of
 
 #: Five records of `write_puts` fill a segment of the rig to here or further, so that the sixth begins a new one.
 SMALL = WalOptions(segment_bytes=700, keep_bytes=1 << 40)
@@ -37,64 +33,6 @@ def written(entries: int, *, options: WalOptions = SMALL, checkpoint_at: int = 0
         rig.checkpoint(storage)
     rig.write_puts(storage, entries - checkpoint_at)
     return rig.crashed(KEPT)
-
-
-def records_of(rig: StorageRig, path: Path) -> list[LogRecord]:
-    data = rig.read(path)
-    first_seq = int(path.stem)
-    return list(read_records(data, first_seq))
-
-
-def find_record(rig: StorageRig, seq: int) -> tuple[Path, LogRecord]:
-    for path in rig.segment_paths():
-        for record in records_of(rig, path):
-            if record.entry.seq == seq:
-                return path, record
-    raise AssertionError(f"seq {seq} is not in the log")
-
-
-def flip(rig: StorageRig, path: Path, offset: int) -> None:
-    """Change one byte of a file on stable storage."""
-    data = bytearray(rig.read(path))
-    data[offset] ^= 0x10
-    rig.disk.put_file(path, bytes(data))
-
-
-def damage_record(rig: StorageRig, seq: int) -> tuple[Path, int]:
-    """Change a byte in the payload of a record; returns where the record is."""
-    path, record = find_record(rig, seq)
-    flip(rig, path, record.end - 1)
-    return path, record.offset
-
-
-def cut_log_before(rig: StorageRig, seq: int) -> None:
-    """Lose the log's end, from a record on, without a trace."""
-    path, record = find_record(rig, seq)
-    rig.disk.put_file(path, rig.read(path)[: record.offset])
-    for later in rig.segment_paths():
-        if int(later.stem) > seq:
-            rig.disk.remove_file(later)
-
-
-def lose_engine_log(rig: StorageRig) -> None:
-    """Lose what LevelDB had not written to tables, as a power failure may."""
-    database = rig.engines.database(rig.layout.db)
-    database.logs = [[]]
-
-
-def value_of(storage: Storage, key: bytes) -> bytes | None:
-    (record,), _ = storage.engine.read([key])
-    assert not isinstance(record, Exception)
-    return None if record is None else record.value
-
-
-def check_holds(storage: Storage, last_seq: int) -> None:
-    """All entries of `write_puts` up to a seq are there, none of later ones, and the log agrees."""
-    assert storage.wal.last_seq == last_seq
-    assert storage.engine.applied.position.seq == last_seq
-    assert value_of(storage, b"last") == (b"%d" % last_seq if last_seq else None)
-    for seq in range(1, last_seq + 3):
-        assert (value_of(storage, b"k%d" % seq) is not None) is (seq <= last_seq)
 
 
 def check_refused_twice(rig: StorageRig, error: type[Exception]) -> Exception:
@@ -118,7 +56,7 @@ def test_new_directory_begins_with_an_empty_durable_log() -> None:
     storage = rig.start()
     check_holds(storage, 0)
     assert (storage.clean, storage.replayed, storage.checkpoint_seq) == (False, 0, 0)
-    assert storage.history == History((Reign(Epoch.of(1, 0xE1), 1),))
+    assert storage.history == History((Reign(epoch_of_start(1), 1),))
     assert rig.layout.wal / segment_name(1) in rig.disk.stable_snapshot()
 
 
@@ -173,7 +111,7 @@ def test_temporary_files_are_deleted() -> None:
 
 def test_empty_last_segment_is_fine() -> None:
     rig = written(3)
-    path, record = find_record(rig, 3)
+    path, record = rig.find_record(3)
     rig.disk.put_file(path, rig.read(path)[: record.end])
     rig.disk.put_file(rig.layout.wal / segment_name(4), encode_header(CLUSTER_ID, 4) + bytes(100))
     storage = rig.start()
@@ -204,7 +142,7 @@ def torn_group(rig: StorageRig, seqs: range, *, marked: bool) -> bytes:
 @pytest.mark.parametrize("cut", [1, 7, 8, 9, 30])
 def test_torn_group_behind_the_end_is_cut_off_durably(cut: int) -> None:
     rig = written(3)
-    path, record = find_record(rig, 3)
+    path, record = rig.find_record(3)
     torn = torn_group(rig, range(4, 6), marked=True)
     rig.disk.put_file(path, rig.read(path)[: record.end] + torn[:cut])
     storage = rig.start()
@@ -217,7 +155,7 @@ def test_torn_group_behind_the_end_is_cut_off_durably(cut: int) -> None:
 
 def test_second_record_of_a_torn_group_is_dropped_with_the_first() -> None:
     rig = written(3)
-    path, record = find_record(rig, 3)
+    path, record = rig.find_record(3)
     torn = bytearray(torn_group(rig, range(4, 6), marked=True))
     torn[8] ^= 1
     rig.disk.put_file(path, rig.read(path)[: record.end] + torn)
@@ -226,7 +164,7 @@ def test_second_record_of_a_torn_group_is_dropped_with_the_first() -> None:
 
 def test_whole_records_before_the_torn_one_are_kept() -> None:
     rig = written(3)
-    path, record = find_record(rig, 3)
+    path, record = rig.find_record(3)
     rig.disk.put_file(path, rig.read(path)[: record.end] + torn_group(rig, range(4, 6), marked=True)[:-1])
     storage = rig.start()
     assert storage.wal.last_seq == 4
@@ -284,7 +222,7 @@ def known_by_history(rig: StorageRig) -> None:
 def test_damage_at_a_seq_known_durable_is_corruption(evidence: Callable[[StorageRig], None]) -> None:
     rig = written(3)
     evidence(rig)
-    path, offset = damage_record(rig, 3)
+    path, offset = rig.damage_record(3)
     error = check_refused_twice(rig, LogDamaged)
     assert isinstance(error, LogDamaged)
     assert (error.path, error.offset, error.seq) == (path, offset, 3)
@@ -294,7 +232,7 @@ def test_damage_at_a_seq_known_durable_is_corruption(evidence: Callable[[Storage
 def test_damage_before_a_later_segment_is_corruption() -> None:
     rig = written(12)
     assert len(rig.segment_paths()) > 1
-    path, offset = damage_record(rig, 2)
+    path, offset = rig.damage_record(2)
     error = check_refused_twice(rig, LogDamaged)
     assert isinstance(error, LogDamaged)
     assert (error.path, error.offset, error.seq) == (path, offset, 2)
@@ -303,7 +241,7 @@ def test_damage_before_a_later_segment_is_corruption() -> None:
 
 def test_damage_that_leveldb_does_not_need_does_not_stop_a_start() -> None:
     rig = written(12, checkpoint_at=12)
-    damage_record(rig, 1)
+    rig.damage_record(1)
     check_holds(rig.start(), 12)
 
 
@@ -313,14 +251,14 @@ def test_missing_segment_is_corruption() -> None:
     rig.disk.remove_file(second)
     error = check_refused_twice(rig, LogDamaged)
     assert isinstance(error, LogDamaged)
-    assert (error.path, error.offset, error.seq) == (third, 0, records_of(rig, first)[-1].entry.seq + 1)
+    assert (error.path, error.offset, error.seq) == (third, 0, rig.records_of(first)[-1].entry.seq + 1)
 
 
 @pytest.mark.parametrize("offset", [0, 9, 12, 30, 36])
 def test_damaged_header_is_corruption(offset: int) -> None:
     rig = written(12, checkpoint_at=12)
     path = rig.segment_paths()[0]
-    flip(rig, path, offset)
+    rig.flip(path, offset)
     error = check_refused_twice(rig, LogDamaged)
     assert isinstance(error, LogDamaged)
     assert (error.path, error.offset) == (path, 0)
@@ -355,7 +293,7 @@ def test_unknown_versions_are_refused_naming_both() -> None:
 
 def test_damaged_small_file_is_refused_with_its_name() -> None:
     rig = written(3)
-    flip(rig, rig.layout.history, 5)
+    rig.flip(rig.layout.history, 5)
     error = check_refused_twice(rig, FileDamaged)
     assert str(rig.layout.history) in str(error)
 
@@ -365,7 +303,7 @@ def test_damaged_small_file_is_refused_with_its_name() -> None:
 
 def test_leveldb_ahead_of_the_log_counts_and_is_not_overwritten_by_older_entries() -> None:
     rig = written(10)
-    cut_log_before(rig, 6)
+    rig.cut_log_before(6)
     old = {path.name: rig.read(path) for path in rig.segment_paths()}
     storage = rig.start()
     check_holds(storage, 10)
@@ -394,7 +332,7 @@ def test_log_end_lost_below_what_was_durable_is_refused_and_leveldb_stays_as_it_
     # A second reign says that 1 to 10 were durable; a power failure takes LevelDB back to 4, and the log's end is gone.
     rig = rig.crashed(KEPT)
     rig.engines.roll_back(rig.layout.db)
-    cut_log_before(rig, 8)
+    rig.cut_log_before(8)
     error = check_refused_twice(rig, DataLost)
     assert "up to seq 10 were durable, but the log ends at 7 and LevelDB at 4" in str(error)
     assert rig.engine().applied.position.seq == 4
@@ -411,7 +349,7 @@ def test_lost_leveldb_is_rebuilt_from_a_log_that_reaches_back_to_seq_1() -> None
 def test_leveldb_older_than_its_checkpoint_is_moved_aside_and_rebuilt() -> None:
     rig = written(12, checkpoint_at=8)
     rig.files.save_checkpoint(12)
-    lose_engine_log(rig)
+    rig.lose_engine_log()
     check_holds(rig.start(), 12)
     assert rig.captured.fields_of("engine_rebuild")["moved_to"] == rig.layout.db_old / "1"
     assert rig.disk.exists(rig.layout.db_old / "1")
@@ -429,7 +367,7 @@ def test_rebuilding_needs_an_intact_log_and_a_refusal_keeps_the_evidence() -> No
     """Were the checkpoint given up before the log was read, a second start would take the damage for a torn tail."""
     rig = written(5, options=WalOptions(4096, 1 << 40), checkpoint_at=5)
     rig.engines.lose_everything(rig.layout.db)
-    damage_record(rig, 5)
+    rig.damage_record(5)
     for _ in range(2):
         with pytest.raises(LogDamaged, match="seq 5 was known durable"):
             rig.recover()
@@ -454,7 +392,7 @@ def test_leveldb_of_another_history_is_refused(clean: bool) -> None:
     rig = rig.crashed(KEPT)
     rig.files.save_history(History((Reign(Epoch.of(1, 7), 1),)))
     error = check_refused_twice(rig, DataLost)
-    assert f"stands at {Position(Epoch.of(1, 0xE1), 4)}, which is not in /data/history" in str(error)
+    assert f"stands at {Position(epoch_of_start(1), 4)}, which is not in /data/history" in str(error)
 
 
 def spoil_size(rig: StorageRig) -> None:
@@ -494,7 +432,7 @@ def lost_end() -> StorageRig:
         rig = rig.crashed(KEPT)
     # What each of these starts replayed was not flushed.
     rig.engines.roll_back(rig.layout.db, flushes=2)
-    cut_log_before(rig, 8)
+    rig.cut_log_before(8)
     return rig
 
 
