@@ -144,6 +144,19 @@ class Repair:
     lost_last: Seq
 
 
+#: What to do about a small file that is damaged, by its name.
+_HINTS = {
+    "node.json": "restore it from a copy of this directory; without it nobody knows whose data this is",
+    "history": "restore it from a copy of this directory that was made after the node's last start, or rebuild this "
+    "node from its primary with `kvnode join`",
+    "members": "restore it from a copy of this directory",
+    "checkpoint": "if the log begins at seq 1, remove the file: start-up then replays all of the log; else restore it "
+    "from a copy of this directory, or rebuild this node from its primary with `kvnode join`",
+    "clean": "remove the file: start-up then takes the stop for an unclean one and checks the log",
+    "repair": "remove the file, then run `kvnode wal repair` again",
+}
+
+
 class StateFiles:
     """Typed reading and durable replacing of the directory's small files.
 
@@ -193,7 +206,10 @@ class StateFiles:
 
     def load_clean_stop(self) -> CleanStop | None:
         """``clean``."""
-        return self._load(self._layout.clean, lambda state: CleanStop(**state))
+        return self._load(
+            self._layout.clean,
+            lambda state: CleanStop(_seq(state["last_seq"]), str(state["segment"]), _seq(state["size"])),
+        )
 
     def save_clean_stop(self, stop: CleanStop) -> None:
         """Replace ``clean``."""
@@ -223,13 +239,14 @@ class StateFiles:
             self._fs.sync_directory(path.parent)
 
     def _load(self, path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
-        state = load_state(self._fs, path)
-        if state is None:
-            return None
         try:
-            return build(state)
+            state = load_state(self._fs, path)
+            return None if state is None else build(state)
+        except FileDamaged as error:
+            error.hint = _HINTS[path.name]
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            raise FileDamaged(path, f"unexpected content: {error!r}") from error
+            raise FileDamaged(path, f"unexpected content: {error!r}", hint=_HINTS[path.name]) from error
 
 
 def _checked_identity(identity: Identity) -> Identity:

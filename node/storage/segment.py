@@ -121,6 +121,16 @@ def check_header(path: Path, data: bytes, cluster_id: bytes) -> Seq:
     return int(first_seq)
 
 
+def header_cluster_id(data: bytes) -> bytes | None:
+    """The cluster id in an intact header of this format version, None if `data` does not begin with one."""
+    if len(data) < HEADER_BYTES:
+        return None
+    magic, version, cluster_id, _ = _HEADER.unpack_from(data)
+    (crc,) = _HEADER_CRC.unpack_from(data, _HEADER.size)
+    intact = magic == _MAGIC and version == FORMAT_VERSION and crc == payload_crc(data[: _HEADER.size])
+    return bytes(cluster_id) if intact else None
+
+
 def encode_record(payload: bytes, *, marked: bool) -> bytes:
     """One record.
 
