@@ -8,8 +8,9 @@ newer ones.
 **Retries.** A batch is sent again after an answer that says "nothing was written, try later" (503, 507), when no
 connection could be made, and after an outcome that nobody knows (a cut connection, a timeout, 504
 `outcome_unknown`, 500): a batch sets keys to values, so a second time changes nothing. What it can do is overwrite what
-*another* client wrote to the same key in between. A batch that the node refuses as it is (400, 413) is
-halved until the refused record stands alone, and only that one is left out.
+*another* client wrote to the same key in between. What no client can exclude is an attempt that was left unanswered
+and reaches the node only after later lines have. A batch that the node refuses as it is (400, 413) is halved until
+the refused record stands alone, and only that one is left out.
 """
 
 from __future__ import annotations
