@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
@@ -21,17 +21,16 @@ from typing import NamedTuple
 import pytest
 
 from kvnode.node.api import WriteResult
-from kvnode.node.commit import Committer
 from kvnode.node.config import Config
 from kvnode.node.errors import OutcomeUnknown, StorageFull
-from kvnode.protocol.types import Op, delete, put
+from kvnode.protocol.types import delete, put
+from support.client import KEYS, Client, check_recovery
 from support.crash_plan import DROPPED, KEPT, CrashPlan, SimulatedCrash, Survival, torn
 from support.ledger import Ledger
-from support.simulated_node import LAYOUT, Machine, SimulatedNode, SteppingClock, tiny_config
+from support.simulated_node import Machine, SimulatedNode, tiny_config
 
 CONFIG = tiny_config()
 UNSAFE_CONFIG = tiny_config(fsync="never")
-KEYS = [b"key-%d" % number for number in range(9)]
 
 #: Operations that can be half done when the process dies in them, and how much of them then is.
 PARTIAL = {
@@ -41,54 +40,6 @@ PARTIAL = {
     "engine_write": (0.0, 1.0),
     "engine_flush": (0.0, 1.0),
 }
-
-
-class Client:
-    """Writes groups that a seed decides, and keeps the ledger."""
-
-    def __init__(self, node: SimulatedNode, ledger: Ledger, rng: Random) -> None:
-        self.node = node
-        self.ledger = ledger
-        self._rng = rng
-
-    async def write_groups(self, count: int) -> list[WriteResult | BaseException]:
-        """Commit some groups one after the other; returns all answers."""
-        answers: list[WriteResult | BaseException] = []
-        for _ in range(count):
-            answers += await self.write_group([self._make_write() for _ in range(self._rng.randint(1, 3))])
-        return answers
-
-    async def write_group(self, writes: Sequence[Sequence[Op]]) -> list[WriteResult | BaseException]:
-        """Commit one group, and wait for what the node does after it."""
-        answers = await self.node.commit(*writes)
-        self.ledger.told(writes, answers)
-        await self.node.settle()
-        self.node.machine.plan.check_alive()
-        assert self.node.failure is None, f"the node failed: {self.node.failure!r}"
-        return answers
-
-    async def check_reads(self) -> None:
-        """Check that the node reads as the ledger says, from the cache or from LevelDB."""
-        records = self.ledger.records()
-        for key in KEYS:
-            record = self.node.store.cached(key) or (await self.node.store.read(key)).record
-            assert record == records.get(key)
-        assert self.node.store.applied.seq == self.ledger.last_seq
-
-    def _make_write(self) -> list[Op]:
-        fate = self._rng.random()
-        if fate < 0.55:
-            return [self._make_put()]
-        if fate < 0.75:
-            return [delete(self._rng.choice(KEYS))]
-        return [
-            self._make_put() if self._rng.random() < 0.7 else delete(self._rng.choice(KEYS))
-            for _ in range(self._rng.randint(2, 4))
-        ]
-
-    def _make_put(self) -> Op:
-        filling = b"x" * self._rng.choice((0, 40, 300, 900))
-        return put(self._rng.choice(KEYS), b'"%d %s"' % (self._rng.randrange(10**9), filling))
 
 
 # ---- the lives -------------------------------------------------------------------------------------------------
@@ -254,7 +205,7 @@ class Sweep:
             machine = machine.after_crash(case.second_survival)
         else:
             machine = machine.after_crash(case.survival)
-        self._check_recovery(machine, ledger)
+        check_recovery(machine, ledger, CONFIG)
 
     def _lives_before(self) -> tuple[Machine, Ledger]:
         machine, ledger = Machine.new(seed=self._seed), Ledger()
@@ -288,19 +239,6 @@ class Sweep:
             for partial in partials if every else [rng.choice(partials)]:
                 survival = rng.choice((KEPT, DROPPED, torn(rng.randrange(1000))))
                 yield case._replace(second_call=call.number, second_partial=partial, second_survival=survival)
-
-    def _check_recovery(self, machine: Machine, ledger: Ledger) -> None:
-        """Recover, write on, lose the power, and recover again."""
-        opened = machine.open(CONFIG)
-        storage = opened.storage
-        ledger.check_recovered(storage, machine.disk)
-        committer = Committer(storage.wal, storage.engine, storage.history.current, SteppingClock(), synced=True)
-        writes = [[put(b"after", b'"%d"' % ledger.last_seq)], [delete(KEYS[0]), put(KEYS[1], b"1")]]
-        ledger.told(writes, committer.commit(writes).outcomes)
-        machine = machine.after_crash(DROPPED)
-        opened = machine.open(CONFIG)
-        ledger.check_recovered(opened.storage, machine.disk)
-        assert machine.disk.open_handles() == [LAYOUT.wal / opened.storage.wal.segments[-1].name]
 
 
 def run_case(sweep: Sweep, case: Case) -> None:

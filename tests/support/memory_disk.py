@@ -226,12 +226,10 @@ class MemoryDisk:
             self.plan.check_alive()
             directory = self._find(path, DirectoryNode)
             interruption = self.plan.begin("sync_directory", path)
-            if interruption is None:
-                self._journal.sync(directory)
-            else:
-                if interruption.error is not None:
-                    self._journal.take(directory)
+            if interruption is not None:
+                # Unlike a file's data, names are not forgotten: a file system that cannot write its journal stops.
                 raise interruption.exception()
+            self._journal.sync(directory)
 
     # ---- the next boot -------------------------------------------------------------------------------------
 
