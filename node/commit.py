@@ -16,7 +16,7 @@ from kvnode.node.errors import EngineClosed, EngineFailed, RecordDamaged
 from kvnode.node.storage.engine import Engine
 from kvnode.node.storage.wal import Wal
 from kvnode.protocol.entry import EntryEncoder
-from kvnode.protocol.types import OP_PUT, Entry, Epoch, Op, Position
+from kvnode.protocol.types import OP_DELETE, OP_PUT, Entry, Epoch, Op, Position
 
 
 @dataclass(slots=True)
@@ -92,13 +92,14 @@ class Committer:
         overlay = _Overlay(self._engine)
         for ops in group:
             deleted = 0
-            if any(op.kind != OP_PUT for op in ops):
+            kinds = [op.kind for op in ops]
+            if OP_DELETE in kinds:
                 try:
                     deleted = overlay.count_deleted(entries, ops)
                 except RecordDamaged as error:
                     outcomes.append(error)
                     continue
-                if not deleted and all(op.kind != OP_PUT for op in ops):
+                if not deleted and OP_PUT not in kinds:
                     # Nothing to log; answered with the seq below which it saw everything.
                     outcomes.append(WriteResult(Position(self._epoch, seq), 0))
                     continue
