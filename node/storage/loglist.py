@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from kvnode.node.errors import FileDamaged
 from kvnode.node.fs import Fs
@@ -53,7 +52,7 @@ def list_log(fs: Fs, place: LogPlace) -> Iterator[ListedSegment]:
     history = _load_history(fs, place.layout)
     view = view_log(fs, place)
     first_seqs = view.first_seqs()
-    for first_seq, following in zip(first_seqs, chain(first_seqs[1:], [None]), strict=True):
+    for first_seq, following in zip(first_seqs, [*first_seqs[1:], None], strict=False):
         try:
             fault, size = view.read_header(first_seq)
             last_seq, used = first_seq - 1, size
