@@ -316,7 +316,8 @@ def _describe_plan(plan: RepairPlan, layout: Layout) -> Iterator[str]:
     if held >= last:
         yield f"LevelDB holds the entries up to {held} durably: nothing is lost if {layout.db} is whole."
     elif held >= first:
-        yield f"LevelDB holds the entries up to {held} durably. LOST: whichever of {held + 1} to {last} it does not hold."
+        safe = f"LevelDB holds the entries up to {held} durably."
+        yield f"{safe} LOST: those of {held + 1} to {last} that it does not hold."
     else:
         yield f"LOST: whichever of the entries {first} to {last} LevelDB does not hold."
 

@@ -332,7 +332,7 @@ def test_repair_tells_what_leveldb_holds_durably(tmp_path: Path) -> None:
     data = data_directory(tmp_path / "some", checkpoint_at=18)
     damage(segment(data, 18), 100)
     result = wal("repair", data, "--dry-run")
-    assert "LevelDB holds the entries up to 18 durably. LOST: whichever of 19 to 20 it does not hold." in result.stdout
+    assert "LevelDB holds the entries up to 18 durably. LOST: those of 19 to 20 that it does not hold." in result.stdout
     data = data_directory(tmp_path / "all", checkpoint_at=20)
     damage(segment(data, 18), 100)
     result = wal("repair", data, "--dry-run")
