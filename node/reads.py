@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from kvnode.node.api import Item, ReadResult, Record
+from kvnode.node.api import Item, KeyRange, ReadResult, Record
 from kvnode.node.applied import AppliedSeq
 from kvnode.node.errors import EngineClosed, EngineFailed, Syncing
 from kvnode.node.storage.cache import LruCache
 from kvnode.node.storage.engine import Engine, Scan
 from kvnode.node.worker import Worker
-from kvnode.protocol.types import Epoch, Position
+from kvnode.protocol.types import Epoch, Position, Seq
 
 #: A range read's chunk: large enough to make the hop to the worker cheap, small enough that its thread does not keep
 #: the loop from running for long and that a reader's memory stays small.
@@ -144,16 +144,33 @@ class PointReads:
 
 
 class RangeRead:
-    """A range read under way, chunk by chunk on a worker thread; implements `kvnode.node.api.RangeStream`."""
+    """A range read under way, chunk by chunk on a worker thread; implements `kvnode.node.api.RangeStream`.
 
-    def __init__(self, scan: Scan, epoch: Epoch, encode: Callable[[Sequence[Item]], bytes], worker: Worker) -> None:
-        self.applied = Position(epoch, scan.applied.seq)
+    Call `open` once before anything else, and `aclose` in any case, also when `open` failed or was cancelled: the
+    thread may have taken the snapshot all the same.
+    """
+
+    def __init__(
+        self, engine: Engine, wanted: KeyRange, epoch: Epoch, encode: Callable[[Sequence[Item]], bytes], worker: Worker
+    ) -> None:
+        self.applied = Position(epoch, 0)
         self.count = 0
         self.next_key: bytes | None = None
-        self._scan = scan
+        self._engine = engine
+        self._wanted = wanted
         self._encode = encode
         self._worker = worker
+        self._scan: Scan | None = None
         self._ended = False
+
+    async def open(self) -> None:
+        """Take the snapshot, which `applied` tells from then on.
+
+        Raises:
+            RecordDamaged, EngineClosed, EngineFailed.
+        """
+        seq = await self._worker.run(self._open)
+        self.applied = Position(self.applied.epoch, seq)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -164,16 +181,29 @@ class RangeRead:
         items, chunk = await self._worker.run(self._read_chunk)
         if not items:
             self._ended = True
-            self.next_key = self._scan.next_key
             raise StopAsyncIteration
         self.count += items
         return chunk
 
     async def aclose(self) -> None:
         self._ended = True
-        await self._worker.run(self._scan.close)
+        await self._worker.run(self._close)
+
+    # ---- on the worker thread, in the order of the calls -----------------------------------------------------------
+
+    def _open(self) -> Seq:
+        self._scan = self._engine.scan(self._wanted)
+        return self._scan.applied.seq
 
     def _read_chunk(self) -> tuple[int, bytes]:
         """(items, what `encode` made of them); no items at the confirmed end."""
+        assert self._scan is not None, "read before it was opened"
         items = self._scan.next_items(_CHUNK_ITEMS, _CHUNK_BYTES)
-        return (len(items), self._encode(items)) if items else (0, b"")
+        if not items:
+            self.next_key = self._scan.next_key
+            return 0, b""
+        return len(items), self._encode(items)
+
+    def _close(self) -> None:
+        if self._scan is not None:
+            self._scan.close()

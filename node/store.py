@@ -194,21 +194,18 @@ class Store:
     async def read_range(self, wanted: KeyRange, encode: Callable[[Sequence[Item]], bytes]) -> RangeStream:
         if self._state is _State.REBUILDING:
             raise rebuilding()
-        engine = self._engine
         worker = self._range_reads[self._ranges_begun % len(self._range_reads)]
         self._ranges_begun += 1
+        stream = RangeRead(self._engine, wanted, self.epoch, encode, worker)
         try:
-            scan = await worker.run(lambda: engine.scan(wanted))
-        except EngineClosed as error:
-            raise rebuilding() from error
-        except EngineFailed as error:
-            self._engine_failed(error)
-            raise rebuilding() from error
-        stream = RangeRead(scan, self.epoch, encode, worker)
-        try:
-            await self._applied.reached(scan.applied.seq)
-        except BaseException:
+            await stream.open()
+            await self._applied.reached(stream.applied.seq)
+        except BaseException as error:
             await stream.aclose()
+            if isinstance(error, EngineFailed):
+                self._engine_failed(error)
+            if isinstance(error, EngineFailed | EngineClosed):
+                raise rebuilding() from error
             raise
         return stream
 
@@ -236,8 +233,10 @@ class Store:
             self._state = _State.STOPPING
 
     async def drain(self) -> None:
-        """Return when all that was queued is committed and published."""
+        """Return when all that was queued is committed and published, or never will be by this process."""
         await self._idle.wait()
+        if self._rebuild_task is not None:
+            await asyncio.wait([self._rebuild_task])
 
     def end_waits(self) -> None:
         """End every wait for a seq, because the node is stopping."""
@@ -256,7 +255,9 @@ class Store:
             self._log.error("stop_incomplete", reason="a group commit did not come back from the disk in time")
             return False
         deadline = self._loop.time() + timeout_s
-        clean = self._state is _State.STOPPING and self._rebuild_task is None
+        if self._state is _State.REBUILDING:
+            self._log.error("stop_incomplete", reason="LevelDB, which had failed, is not back; the next start recovers")
+        clean = self._state is _State.STOPPING
         self._state = _State.CLOSED
         for task in (self._checkpoint_task, self._rebuild_task):
             if task is not None:
@@ -349,22 +350,20 @@ class Store:
 
     def _group_committed(self, committed: Committed) -> None:
         group = self._take_group()
+        counters = self.counters
+        counters.entries += len(committed.entries)
         if committed.engine_failure is not None:
+            counters.commit_failures += 1
             self._answer(group, OutcomeUnknown("the write is in the log, but LevelDB failed; read it back to be sure"))
             self._rebuild(committed.engine_failure)
             return
         self._publish(committed)
         for write, outcome in zip(group, committed.outcomes, strict=True):
-            future = write.future
-            if future.done():
-                continue
-            if isinstance(outcome, WriteResult):
-                future.set_result(outcome)
-            else:
-                future.set_exception(outcome)
-        counters = self.counters
+            if not isinstance(outcome, WriteResult):
+                self._answer([write], outcome)
+            elif not write.future.done():
+                write.future.set_result(outcome)
         counters.writes += len(group)
-        counters.entries += len(committed.entries)
         counters.group_writes.observe(len(group))
         counters.log_seconds.observe(committed.sync_s)
         counters.apply_seconds.observe(committed.apply_s)
@@ -448,9 +447,10 @@ class Store:
             self._rebuild(error)
 
     def _rebuild(self, error: EngineFailed | EngineClosed) -> None:
-        """Begin to reopen LevelDB, unless that is already under way."""
-        if self._state not in (_State.SERVING, _State.STOPPING):
+        """Begin to reopen LevelDB, unless that is already under way or there is no need for it any more."""
+        if not self._group:
             self._idle.set()
+        if self._state not in (_State.SERVING, _State.STOPPING):
             return
         self._log.error("engine_failed", reason=error.message, action="reopening and replaying from the checkpoint")
         self._disk_full = isinstance(error, EngineFailed) and error.disk_full
@@ -460,46 +460,58 @@ class Store:
         self._rebuild_task = self._loop.create_task(self._rebuild_engine())
 
     async def _rebuild_engine(self) -> None:
-        started_s = self._clock.monotonic_s()
-        if self._group:
-            # A group is in the commit thread; its outcome leads here once more and sets `_idle`.
-            await self._idle.wait()
-        old = self._engine
-        self._reads.use(old)
-        if not await self._maintenance.run(lambda: old.close(_READERS_DRAIN_S)):
-            self._fail(EngineFailed("LevelDB failed, and its readers did not leave it"))
+        try:
+            engine = await self._replace_engine()
+        except Exception as error:
+            self._fail(error)
             return
-        engine = await self._reopen_when_there_is_room()
-        if engine is None:
+        if engine is None or self._state is not _State.REBUILDING:
             return
         self._engine = engine
         self._reads.use(engine)
+        # Reads that were under way when LevelDB failed may have filled it with what is old by now.
+        self.cache.clear()
         self._committer = self._new_committer()
         self._disk_full = False
         self._state = _State.STOPPING if self._stopping else _State.SERVING
         self._rebuild_task = None
         self.counters.engine_rebuilds += 1
         self._applied.advance(self.wal.last_seq)
-        self._log.info("engine_rebuilt", applied_seq=self._applied.seq, seconds=self._clock.monotonic_s() - started_s)
         self._start_group()
 
+    async def _replace_engine(self) -> Engine | None:
+        """LevelDB, closed and opened again; None when the node fails meanwhile."""
+        started_s = self._clock.monotonic_s()
+        if self._group:
+            # It is in the commit thread, and its outcome, whatever it is, sets `_idle`.
+            await self._idle.wait()
+        old = self._engine
+        if not await self._maintenance.run(lambda: old.close(_READERS_DRAIN_S)):
+            raise EngineFailed("LevelDB failed, and its readers did not leave it")
+        engine = await self._reopen_when_there_is_room()
+        if engine is not None:
+            seconds = self._clock.monotonic_s() - started_s
+            self._log.info("engine_rebuilt", applied_seq=engine.applied.position.seq, seconds=seconds)
+        return engine
+
     async def _reopen_when_there_is_room(self) -> Engine | None:
-        """LevelDB, reopened and level with the log; None when that failed for good."""
+        """LevelDB, opened and level with the log; None when the node fails while it waits for room.
+
+        Raises:
+            EngineFailed, LogDamaged, OSError: it cannot be had, and that is not for want of room.
+        """
         delay_s = _RETRY_FIRST_S
-        while True:
+        while self._state is _State.REBUILDING:
             try:
                 return await self._maintenance.run(lambda: self._reopen_engine(self.wal, self.checkpoint_seq))
             except (EngineFailed, StorageFull, OSError) as error:
                 self._disk_full = _is_disk_full(error)
                 if not self._disk_full:
-                    self._fail(error)
-                    return None
+                    raise
                 self._log.warning("engine_waits_for_room", reason=str(error), retry_s=delay_s)
-            except Exception as error:
-                self._fail(error)
-                return None
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _RETRY_LAST_S)
+        return None
 
     def _new_committer(self) -> Committer:
         synced = self._config.fsync == "always"
@@ -507,11 +519,12 @@ class Store:
 
     def _fail(self, error: BaseException) -> None:
         """The node cannot go on: nothing that waits is told "not written", and the process will exit."""
+        if not self._group:
+            self._idle.set()
         if self._state is _State.FAILED:
             return
         self._state = _State.FAILED
         self._answer_queue(OutcomeUnknown("this node is stopping after a failure; the write may or may not be durable"))
-        self._idle.set()
         self._on_failure(error)
 
 

@@ -37,6 +37,7 @@ class Hold:
         self._is_first = True
         self._target = target
         self._method = method
+        self._before = vars(target).get(method)
         original = getattr(target, method)
 
         def held(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +60,10 @@ class Hold:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.release()
-        delattr(self._target, self._method)
+        if self._before is None:
+            delattr(self._target, self._method)
+        else:
+            setattr(self._target, self._method, self._before)
 
     async def reached(self) -> None:
         """Return once a thread stays here."""
