@@ -1,0 +1,199 @@
+"""JSON request bodies to operations: validated once, with every value kept as the bytes it arrived as.
+
+msgspec does the work: a member of type Raw is checked for syntax but not decoded, and comes out as exactly its bytes,
+without the white space around it. Two gaps of its check are closed here:
+
+- It does not look whether the strings inside a Raw are UTF-8. So a body that is not ASCII is decoded as a whole first.
+- It refuses the escape of a lone surrogate (``"\\ud800"``) anywhere. RFC 8259 allows it, and a value is to stay as it
+  was sent. When it refuses a body that has escapes of surrogates, the body is *veiled* and tried again: each of them is
+  turned into another escape and four plain characters (``\\ue000d800``), which changes neither what is a string nor
+  where it ends; what comes out is unveiled. Keys are then decoded on their own, so that a lone surrogate in one is
+  refused.
+
+A member that is given twice counts as the last one says, as in most decoders; RFC 8259 calls it unpredictable. Inside
+values nothing is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NoReturn, TypeVar
+
+import msgspec
+
+from kvnode.node.errors import InvalidJson, InvalidRequest
+from kvnode.protocol.types import Delete, Put, delete, put
+
+
+class _PutBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    key: str
+    value: msgspec.Raw
+
+
+class _DeleteBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    key: str
+
+
+class _VeiledPutBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    key: msgspec.Raw
+    value: msgspec.Raw
+
+
+class _VeiledDeleteBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    key: msgspec.Raw
+
+
+_PUT = msgspec.json.Decoder(_PutBody)
+_BATCH = msgspec.json.Decoder(list[_PutBody])
+_DELETE = msgspec.json.Decoder(_DeleteBody)
+_VEILED_PUT = msgspec.json.Decoder(_VeiledPutBody)
+_VEILED_BATCH = msgspec.json.Decoder(list[_VeiledPutBody])
+_VEILED_DELETE = msgspec.json.Decoder(_VeiledDeleteBody)
+_KEY = msgspec.json.Decoder(str)
+
+_T = TypeVar("_T")
+
+# A real escape is a `u` behind an odd number of backslashes: behind an even one, it is a plain letter.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_TO_VEIL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u([dD][89a-fA-F][0-9a-fA-F]{2}|e000)")
+_VEILED = re.compile(rb"(?<!\\)((?:\\\\)*)\\ue000(.{4})", re.DOTALL)
+
+_BOM = b"\xef\xbb\xbf"
+_AT_PATH = re.compile(r" - at `(\$[^`]*)`$")
+_NAMED_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
+_OFFSET = re.compile(r" \(byte [0-9]+\)$")
+#: How much of a client's text an error message repeats.
+_SHOWN_CHARS = 200
+
+
+def decode_put(body: bytes) -> tuple[str, Put]:
+    """The key as text, and the operation, of a body ``{"key", "value"}``.
+
+    Raises:
+        InvalidJson: it is not JSON.
+        InvalidRequest: it is not of that form; says where.
+    """
+    decoded = _decode(body, _PUT)
+    if decoded is None:
+        veiled = _decode_veiled(body, _VEILED_PUT)
+        key = _unveil_key(veiled.key, "key")
+        return key, put(_encode_key(key, "key"), _unveil(veiled.value))
+    key = decoded.key
+    return key, put(_encode_key(key, "key"), bytes(decoded.value))
+
+
+def decode_batch(body: bytes) -> Sequence[Put]:
+    """The operations of a body ``[{"key", "value"}, ...]``, in its order, at least one.
+
+    Raises:
+        InvalidJson: it is not JSON.
+        InvalidRequest: it is not of that form; says where, ``$[0]`` being the first item.
+    """
+    decoded = _decode(body, _BATCH)
+    if decoded is None:
+        veiled = _decode_veiled(body, _VEILED_BATCH)
+        ops = []
+        for index, item in enumerate(veiled):
+            field = f"$[{index}].key"
+            ops.append(put(_encode_key(_unveil_key(item.key, field), field), _unveil(item.value)))
+    else:
+        ops = [put(item.key.encode(), bytes(item.value)) for item in decoded]
+        for index, op in enumerate(ops):
+            if not op.key:
+                raise _empty_key(f"$[{index}].key")
+    if not ops:
+        raise InvalidRequest(None, "a batch needs at least one item")
+    return ops
+
+
+def decode_delete(body: bytes) -> tuple[str, Delete]:
+    """The key as text, and the operation, of a body ``{"key"}``.
+
+    Raises:
+        InvalidJson: it is not JSON.
+        InvalidRequest: it is not of that form; says where.
+    """
+    decoded = _decode(body, _DELETE)
+    key = _unveil_key(_decode_veiled(body, _VEILED_DELETE).key, "key") if decoded is None else decoded.key
+    return key, delete(_encode_key(key, "key"))
+
+
+def _decode(body: bytes, decoder: msgspec.json.Decoder[_T]) -> _T | None:
+    """What a body holds; None when it has to be veiled first."""
+    if not body.isascii():
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidJson(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        _raise_invalid(str(error))
+    except msgspec.DecodeError as error:
+        if _SURROGATE.search(body):
+            return None
+        raise _malformed(body, str(error)) from None
+    except RecursionError:
+        raise InvalidJson("the body is nested too deeply") from None
+
+
+def _decode_veiled(body: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
+    try:
+        return decoder.decode(_TO_VEIL.sub(rb"\1\\ue000\2", body))
+    except msgspec.ValidationError as error:
+        # It may repeat the name of a field, which is veiled too.
+        _raise_invalid(str(error).replace("\ue000", "\\u"))
+    except msgspec.DecodeError as error:
+        # An offset would be one in the veiled body.
+        raise _malformed(body, _OFFSET.sub("", str(error))) from None
+    except RecursionError:
+        raise InvalidJson("the body is nested too deeply") from None
+
+
+def _unveil(value: msgspec.Raw) -> bytes:
+    return _VEILED.sub(rb"\1\\u\2", bytes(value))
+
+
+def _unveil_key(key: msgspec.Raw, field: str) -> str:
+    try:
+        return _KEY.decode(_unveil(key))
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(field, f"{error} - at `{field}`") from None
+    except msgspec.DecodeError:
+        # Its syntax was found right, so this can only be what the veil was for.
+        raise InvalidRequest(field, f"{field}: a key must not have a lone surrogate") from None
+
+
+def _encode_key(key: str, field: str) -> bytes:
+    if not key:
+        raise _empty_key(field)
+    return key.encode()
+
+
+def _empty_key(field: str) -> InvalidRequest:
+    return InvalidRequest(field, f"{field} must not be empty")
+
+
+def _malformed(body: bytes, reason: str) -> InvalidJson:
+    if not body.strip(b" \t\n\r"):
+        return InvalidJson("the body is empty, expected JSON")
+    if body.startswith(_BOM):
+        return InvalidJson("the body begins with a byte order mark, which JSON does not allow")
+    return InvalidJson(reason)
+
+
+def _raise_invalid(message: str) -> NoReturn:
+    """Raise msgspec's complaint as ours, with the field it is about."""
+    path = _AT_PATH.search(message)
+    named = _NAMED_FIELD.match(message)
+    field: str | None = None
+    if path is not None:
+        field = path[1]
+        if named is not None:
+            field = f"{field}.{named[1].partition('` - at ')[0]}"
+        field = field.removeprefix("$.")
+    elif named is not None:
+        field = named[1]
+    shown = message if len(message) <= _SHOWN_CHARS else f"{message[:_SHOWN_CHARS]}..."
+    raise InvalidRequest(None if field is None else field[:_SHOWN_CHARS], shown) from None

@@ -1,0 +1,165 @@
+"""The REST front: listens, hands every request to its handler, and turns every error into an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from aiohttp import web
+
+from kvnode.node.api import NodeApi, StoreApi
+from kvnode.node.clock import Clock, RealClock
+from kvnode.node.config import Address, Config
+from kvnode.node.eventlog import EventLog
+from kvnode.node.rest.connection import Connection
+from kvnode.node.rest.errors import ANSWERABLE, answerable
+from kvnode.node.rest.operating import OperatingRoutes
+from kvnode.node.rest.ranges import RangeRoutes
+from kvnode.node.rest.reads import ReadRoutes
+from kvnode.node.rest.receive import BodyReceiver
+from kvnode.node.rest.request import Request
+from kvnode.node.rest.response import DateStamp, error_response
+from kvnode.node.rest.routes import Answer, Routes
+from kvnode.node.rest.writes import WriteRoutes
+from kvnode.protocol.errors import KvError
+
+#: Connections that the kernel completes and holds for us.
+_BACKLOG = 1024
+
+#: How long an idle connection stays open; also how long a client may take for a request's head.
+_KEEPALIVE_TIMEOUT_S = 75.0
+
+#: How long a body may not come, an answer may not be taken, and refused input is read off.
+_BODY_TIMEOUT_S = 30.0
+_STALL_TIMEOUT_S = 30.0
+_LINGER_TIMEOUT_S = 30.0
+
+#: What a handler that did not end in time gets to react to its cancellation.
+_CANCEL_TIMEOUT_S = 0.1
+
+#: Keys in the target of /readrange, the most that a request has; an escaped byte takes three.
+_KEYS_IN_A_LINE = 3
+_OTHERS_IN_A_LINE_BYTES = 4096
+
+
+class RestFront:
+    """Serves REST for one store. Lives on one event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: StoreApi,
+        node: NodeApi,
+        log: EventLog,
+        clock: Clock | None = None,
+        *,
+        keepalive_timeout_s: float = _KEEPALIVE_TIMEOUT_S,
+        body_timeout_s: float = _BODY_TIMEOUT_S,
+        stall_timeout_s: float = _STALL_TIMEOUT_S,
+        linger_timeout_s: float = _LINGER_TIMEOUT_S,
+    ) -> None:
+        """Serve `store` at ``config.http``, once started.
+
+        Args:
+            keepalive_timeout_s: how long an idle connection stays open.
+            body_timeout_s: how long a request's body may make no progress.
+            stall_timeout_s: how long a client may take nothing of its answer.
+            linger_timeout_s: how long what follows refused input is read and thrown away.
+        """
+        self._address = config.http
+        self._log = log
+        self._keepalive_timeout_s = keepalive_timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._linger_timeout_s = linger_timeout_s
+        self._max_line_bytes = _KEYS_IN_A_LINE * 3 * config.max_key_bytes + _OTHERS_IN_A_LINE_BYTES
+        self._stamp = DateStamp(clock or RealClock())
+        bodies = BodyReceiver(config.max_body_bytes, config.max_queued_bytes, body_timeout_s)
+        self._routes = Routes(
+            WriteRoutes(store, bodies).table,
+            ReadRoutes(store, config.max_key_bytes).table,
+            RangeRoutes(store, config.max_key_bytes, self._report_broken).table,
+            OperatingRoutes(node).table,
+        )
+        self._server: web.Server | None = None
+        self._listener: asyncio.Server | None = None
+
+    async def start(self) -> Address:
+        """Listen, and return the bound address.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        loop = asyncio.get_running_loop()
+        # aiohttp is typed for its own requests and responses; ours have what it uses of them.
+        handler = cast("Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]", self._handle)
+        server = web.Server(handler, request_factory=cast(Any, Request))
+
+        def connect() -> Connection:
+            return Connection(
+                server,
+                loop=loop,
+                log=self._log,
+                stamp=self._stamp,
+                stall_timeout_s=self._stall_timeout_s,
+                linger_timeout_s=self._linger_timeout_s,
+                keepalive_timeout=self._keepalive_timeout_s,
+                max_line_size=self._max_line_bytes,
+                auto_decompress=False,
+                access_log=None,
+            )
+
+        self._listener = await loop.create_server(
+            connect, self._address.host, self._address.port, backlog=_BACKLOG, reuse_address=True
+        )
+        self._server = server
+        host, port = self._listener.sockets[0].getsockname()[:2]
+        return Address(host, port)
+
+    def stop_accepting(self) -> None:
+        """Take no new connections; those there are get one more answer each."""
+        if self._listener is not None:
+            self._listener.close()
+        for connection in self._connections():
+            connection.end_soon()
+
+    async def close(self, timeout_s: float) -> None:
+        """End all connections: idle ones at once, others after the answer under way, at the latest after `timeout_s`.
+
+        What is cancelled then cannot take back a write that the store has.
+        """
+        self.stop_accepting()
+        if self._server is None:
+            return
+        self._server.pre_shutdown()
+        tasks = [task for connection in self._connections() if (task := connection.task) is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        await self._server.shutdown(_CANCEL_TIMEOUT_S)
+
+    def _connections(self) -> list[Connection]:
+        return [] if self._server is None else cast("list[Connection]", self._server.connections)
+
+    async def _handle(self, request: Request) -> Answer:
+        try:
+            return await self._routes.find(request)(request)
+        except Exception as error:
+            if not isinstance(error, ANSWERABLE):
+                self._report(error, request)
+            return error_response(answerable(error))
+
+    def _report(self, error: Exception, request: Request) -> None:
+        """Log an error that is not the client's; with a traceback only if nobody raised it on purpose."""
+        # The route only: what follows may be a key.
+        route = request.path if request.path in self._routes.paths else "/read/"
+        if isinstance(error, KvError):
+            self._log.error("request_failed", route=route, code=error.code, reason=error.message)
+        else:
+            self._log.error("request_failed", error, route=route)
+
+    def _report_broken(self, error: Exception) -> None:
+        """Log why a range's answer had to be broken off."""
+        if isinstance(error, KvError):
+            self._log.error("answer_broken_off", route="/readrange", code=error.code, reason=error.message)
+        else:
+            self._log.error("answer_broken_off", error, route="/readrange")

@@ -1,0 +1,60 @@
+"""From method and path to handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
+
+from aiohttp import hdrs
+
+from kvnode.node.errors import MethodNotAllowed, RouteNotFound
+from kvnode.node.rest.params import origin_form
+from kvnode.node.rest.request import Request
+from kvnode.node.rest.response import Response, StreamedResponse
+
+Answer: TypeAlias = Response | StreamedResponse
+Handler: TypeAlias = Callable[[Request], Awaitable[Answer]]
+#: Handlers by method, by path. A path that ends with a slash stands for all that begin with it.
+Table: TypeAlias = Mapping[str, Mapping[str, Handler]]
+
+
+class Routes:
+    """Finds the handler of a request."""
+
+    def __init__(self, *tables: Table) -> None:
+        """Know some routes. HEAD works wherever GET does: handlers need not know, the answer leaves its body out."""
+        self._exact: dict[str, Mapping[str, Handler]] = {}
+        self._below: dict[str, Mapping[str, Handler]] = {}
+        for table in tables:
+            for path, methods in table.items():
+                known = dict(methods)
+                if hdrs.METH_GET in known:
+                    known[hdrs.METH_HEAD] = known[hdrs.METH_GET]
+                (self._below if path.endswith("/") else self._exact)[path] = known
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """All paths."""
+        return frozenset((*self._exact, *self._below))
+
+    def find(self, request: Request) -> Handler:
+        """The handler for a request, whose `path` and `query` are set on the way.
+
+        Raises:
+            RouteNotFound, MethodNotAllowed, InvalidRequest.
+        """
+        target = request.message.path
+        if not target.startswith("/") or "#" in target:
+            target = origin_form(target)
+        path, _, request.query = target.partition("?")
+        request.path = path
+        methods = self._exact.get(path)
+        if methods is None:
+            # The part up to the second slash, that included.
+            methods = self._below.get(path[: path.find("/", 1) + 1])
+            if methods is None:
+                raise RouteNotFound(f"no route {path[:100]!a}")
+        handler = methods.get(request.message.method)
+        if handler is None:
+            raise MethodNotAllowed(request.message.method, tuple(sorted(methods)))
+        return handler
