@@ -106,9 +106,9 @@ class LevelDbFactory:
             EngineFailed: it cannot be opened, or holds something else than an engine's data.
             UnknownFormat: another format version wrote it.
         """
-        if lost_its_root(path):
-            raise EngineFailed(f"{path}: CURRENT is missing, but tables or logs are there")
         try:
+            if lost_its_root(path):
+                raise EngineFailed(f"{path}: CURRENT is missing, but tables or logs are there")
             db = self._open(path) if paranoid else self._open_or_drop_log(path)
         except (plyvel.Error, OSError) as error:
             raise _failed(f"{path}: opening failed", error) from error
