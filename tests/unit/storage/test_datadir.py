@@ -1,0 +1,166 @@
+"""The data directory: its lock, and the content of each small file."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvnode.node.errors import DirectoryLocked, FileDamaged
+from kvnode.node.storage.datadir import CleanStop, DirectoryLock, Identity, Layout, Member, Repair, StateFiles
+from kvnode.node.storage.statefile import encode_state
+from kvnode.protocol.types import Epoch, History, Reign
+from support.crash_plan import DROPPED
+from support.memory_disk import MemoryDisk
+
+LAYOUT = Layout(Path("/data"))
+IDENTITY = Identity("ab" * 16, "n1", "cd" * 16, "replica", "10.0.0.1:7001")
+
+
+def new_files() -> tuple[MemoryDisk, StateFiles]:
+    disk = MemoryDisk()
+    disk.make_directory(LAYOUT.root)
+    disk.sync_directory(LAYOUT.root.parent)
+    return disk, StateFiles(disk, LAYOUT)
+
+
+def access(files: StateFiles) -> dict[str, tuple[Callable[[Any], None], Callable[[], object]]]:
+    return {
+        "node.json": (files.save_identity, files.load_identity),
+        "history": (files.save_history, files.load_history),
+        "members": (files.save_members, files.load_members),
+        "checkpoint": (files.save_checkpoint, files.load_checkpoint),
+        "clean": (files.save_clean_stop, files.load_clean_stop),
+        "repair": (files.save_repair, files.load_repair),
+    }
+
+
+CONTENTS: dict[str, list[Any]] = {
+    "node.json": [IDENTITY, Identity("00" * 16, "größe", "ff" * 16, "primary")],
+    "history": [History(), History((Reign(Epoch.of(1, 5), 1), Reign(Epoch.of(2**32 - 1, 2**32 - 1), 2**63)))],
+    "members": [(), (Member("ab" * 16, "n1"), Member("cd" * 16, "n2"))],
+    "checkpoint": [0, 2**63],
+    "clean": [CleanStop(0, "00000000000000000001.wal", 40)],
+    "repair": [Repair(0, 7)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, each) for name, contents in CONTENTS.items() for each in contents]
+)
+def test_content_is_durable_and_read_back(name: str, content: object) -> None:
+    disk, files = new_files()
+    save, load = access(files)[name]
+    assert load() is None
+    save(content)
+    assert load() == content
+    survivor = StateFiles(disk.after_crash(DROPPED), LAYOUT)
+    assert access(survivor)[name][1]() == content
+
+
+def test_ids_are_bytes_in_hex() -> None:
+    assert IDENTITY.cluster_bytes == b"\xcd" * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("node.json", {}),
+        ("node.json", {"node_id": "ab" * 16, "name": "n1", "cluster_id": "cd" * 16}),
+        ("node.json", {"node_id": "ab" * 16, "name": "n1", "cluster_id": "cd" * 15, "role": "primary"}),
+        ("node.json", {"node_id": "xy" * 16, "name": "n1", "cluster_id": "cd" * 16, "role": "primary"}),
+        ("node.json", {"node_id": 5, "name": "n1", "cluster_id": "cd" * 16, "role": "primary"}),
+        ("node.json", {"node_id": "ab" * 16, "name": "n1", "cluster_id": "cd" * 16, "role": "boss"}),
+        ("node.json", {"node_id": "ab" * 16, "name": "n1", "cluster_id": "cd" * 16, "role": "primary", "more": 1}),
+        ("history", {}),
+        ("history", {"reigns": 5}),
+        ("history", {"reigns": [5]}),
+        ("history", {"reigns": [["1.00000001"]]}),
+        ("history", {"reigns": [["1.00000001", "1"]]}),
+        ("history", {"reigns": [["1.00000001", 0]]}),
+        ("history", {"reigns": [["nonsense", 1]]}),
+        ("history", {"reigns": [[5, 1]]}),
+        ("history", {"reigns": [["2.00000001", 1], ["1.00000001", 2]]}),
+        ("members", {"members": [{"name": "n1"}]}),
+        ("members", {"members": [5]}),
+        ("members", {"members": None}),
+        ("checkpoint", {}),
+        ("checkpoint", {"seq": -1}),
+        ("checkpoint", {"seq": "1"}),
+        ("checkpoint", {"seq": 1.0}),
+        ("checkpoint", {"seq": True}),
+        ("clean", {"last_seq": 1}),
+        ("clean", {"last_seq": "1", "segment": "x", "size": 1}),
+        ("clean", {"last_seq": 1, "segment": "x", "size": None}),
+        ("repair", {"log_last_seq": 1}),
+        ("repair", {"log_last_seq": 1, "lost_last": None}),
+    ],
+)
+def test_unexpected_content_is_refused_with_a_hint(name: str, state: dict[str, Any]) -> None:
+    disk, files = new_files()
+    disk.put_file(LAYOUT.root / name, encode_state(state))
+    with pytest.raises(FileDamaged, match="unexpected content") as raised:
+        access(files)[name][1]()
+    assert raised.value.path == LAYOUT.root / name
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_damage_is_refused_with_a_hint(name: str) -> None:
+    disk, files = new_files()
+    disk.put_file(LAYOUT.root / name, b"{}")
+    with pytest.raises(FileDamaged, match="damaged") as raised:
+        access(files)[name][1]()
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("name", ["clean", "repair"])
+def test_markers_are_removed_durably(name: str) -> None:
+    disk, files = new_files()
+    save, load = access(files)[name]
+    remove = {"clean": files.remove_clean_stop, "repair": files.remove_repair}[name]
+    remove()
+    save(CONTENTS[name][0])
+    remove()
+    assert load() is None
+    assert disk.stable_snapshot() == {}
+
+
+# ---- the lock --------------------------------------------------------------------------------------------------
+
+
+def test_second_lock_is_refused_naming_the_holder(tmp_path: Path) -> None:
+    lock = DirectoryLock(tmp_path / "LOCK")
+    try:
+        with pytest.raises(DirectoryLocked, match=f"{tmp_path} is open in another process \\(pid {os.getpid()}\\)"):
+            DirectoryLock(tmp_path / "LOCK")
+    finally:
+        lock.release()
+    DirectoryLock(tmp_path / "LOCK").release()
+
+
+def test_lock_ends_with_its_process(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from kvnode.node.storage.datadir import DirectoryLock;"
+        "lock = DirectoryLock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+    )
+    path = tmp_path / "LOCK"
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "locked\n"
+            with pytest.raises(DirectoryLocked, match=f"pid {process.pid}"):
+                DirectoryLock(path)
+        finally:
+            process.kill()
+            process.wait(30)
+    DirectoryLock(path).release()
+
+
+def test_lock_in_a_directory_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        DirectoryLock(tmp_path / "missing" / "LOCK")
