@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from random import Random
 
 import pytest
 
@@ -85,15 +86,15 @@ async def test_waits_that_were_given_up_are_not_kept(applied: AppliedSeq) -> Non
 
 
 async def test_sweeping_keeps_everybody_who_waits(applied: AppliedSeq) -> None:
-    futures = [applied.reached(seq) for seq in range(11, 1011)]
-    for future in futures[::2]:
+    rng = Random(5)
+    seqs = rng.sample(range(11, 3011), 3000)
+    waiting = [(seq, applied.reached(seq)) for seq in seqs[:2000]]
+    for _, future in waiting[::3]:
         future.cancel()
-    more = [applied.reached(seq) for seq in range(1011, 1511)]
-    applied.advance(1200)
-    assert all(future.done() for future in futures)
-    assert [future.done() for future in more] == [seq <= 1200 for seq in range(1011, 1511)]
-    applied.advance(2000)
-    assert all(future.done() for future in more)
+    waiting += [(seq, applied.reached(seq)) for seq in seqs[2000:]]
+    for reached in (700, 1200, 2999, 3010):
+        applied.advance(reached)
+        assert all(future.done() == (seq <= reached or future.cancelled()) for seq, future in waiting)
 
 
 async def test_a_timeout_around_a_wait_gives_it_up(applied: AppliedSeq) -> None:

@@ -216,6 +216,8 @@ async def test_leveldb_fails_after_the_log_was_written(error: int, partial: floa
         assert not node.store.serving
         with pytest.raises(refused):
             node.put(b"d")
+        # Neither are reads answered, from the cache no more than from LevelDB.
+        assert node.store.cached(b"a") is None
         with pytest.raises(Syncing):
             await node.store.read(b"a")
         with pytest.raises(Syncing):
