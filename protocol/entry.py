@@ -48,11 +48,16 @@ def decode_entry(payload: bytes | memoryview) -> Entry:
         raise EntryDamaged("entry seq, epoch or time is not an unsigned integer in range")
     if type(ops) is not tuple or not ops:
         raise EntryDamaged("entry has no operations")
-    return Entry(seq, Epoch(epoch), time_ms, tuple([_decode_op(op) for op in ops]))
+    return Entry(seq, Epoch(epoch), time_ms, tuple([decode_op(op) for op in ops]))
 
 
-def _decode_op(fields: Any) -> Op:
-    if type(fields) is tuple and fields and type(fields[0]) is int:
+def decode_op(fields: Any) -> Op:
+    """The operation that an unpacked array stands for.
+
+    Raises:
+        EntryDamaged: its kind is not known, or its shape is not that of its kind.
+    """
+    if isinstance(fields, tuple) and fields and type(fields[0]) is int:
         match fields:
             case (kind, key, expires_ms, value) if kind == OP_PUT:
                 if type(key) is bytes and key and _is_u64(expires_ms) and type(value) is bytes:

@@ -11,7 +11,7 @@ EXAMPLE = Entry(41, Epoch.parse("3.9f2c1a7b"), 1_700_000_000_000, (put(b"greetin
 
 
 def test_entry_example_is_what_is_written_and_read_back() -> None:
-    (block,) = fenced_blocks(DOCUMENT, "hex")
+    block = fenced_blocks(DOCUMENT, "hex")[0]
     payload, remarks = parse_hex(block)
     assert payload == EntryEncoder().encode(EXAMPLE)
     assert decode_entry(payload) == EXAMPLE
@@ -20,7 +20,7 @@ def test_entry_example_is_what_is_written_and_read_back() -> None:
 
 
 def test_example_in_the_segment_is_the_same_entry() -> None:
-    (block,) = fenced_blocks(DOCUMENT, "hex")
+    block = fenced_blocks(DOCUMENT, "hex")[0]
     segment, _ = parse_hex(fenced_blocks(ROOT / "node" / "storage" / "FORMAT.md", "hex")[0])
     assert parse_hex(block)[0] in segment
 

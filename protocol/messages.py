@@ -1,0 +1,381 @@
+"""The frames of the peer protocol: one frozen dataclass a type, and what msgpack packs for it.
+
+A frame's fields stand in wire order and are never reordered or removed. A new one is appended: decoders ignore trailing
+fields that they do not know. All fields of protocol version 1 are required.
+
+Source: FORMAT.md, "Handshake" and "Messages".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias, get_args, get_type_hints
+
+from kvnode.protocol.fields import (
+    U32,
+    U64,
+    At,
+    Bool,
+    Bytes,
+    Choice,
+    EpochField,
+    FreeText,
+    Id,
+    IdOrEmpty,
+    Kind,
+    MaybeText,
+    MaybeToken,
+    MaybeU32,
+    Members,
+    Name,
+    NameOrEmpty,
+    NonEmptyBytes,
+    Ops,
+    Records,
+    Reigns,
+    Token,
+    Tokens,
+    Version,
+)
+
+#: The protocol versions that this code speaks, both included.
+MIN_VERSION = 1
+MAX_VERSION = 1
+
+
+class FrameType(IntEnum):
+    """The first element of every frame. On the wire: never renumber, never reuse."""
+
+    HELLO = 1
+    WELCOME = 2
+    ERROR = 3
+    PING = 4
+    SUBSCRIBE = 5
+    HISTORY = 6
+    ENTRIES = 7
+    ACK = 8
+    SNAPSHOT_BEGIN = 9
+    SNAPSHOT_CHUNK = 10
+    SNAPSHOT_END = 11
+    WRITE = 12
+    WRITE_RESULT = 13
+    STATUS = 14
+    STATUS_RESULT = 15
+
+
+class Purpose(StrEnum):
+    """What a session is for. On the wire: never rename."""
+
+    #: follows the log and is a member
+    REPLICA = "replica"
+    #: writes and asks for the status
+    CLIENT = "client"
+    #: reads the stream of any node and counts for nothing
+    OBSERVE = "observe"
+    #: asks who is there
+    PROBE = "probe"
+
+
+class Role(StrEnum):
+    """What a node is. On the wire: never rename."""
+
+    PRIMARY = "primary"
+    REPLICA = "replica"
+
+
+class _Frame:
+    """What all frames share. `str` is made for logs: bounded, on one line, without payloads or secrets."""
+
+    __slots__ = ()
+
+    TYPE: ClassVar[FrameType]
+
+    def check(self) -> None:
+        """What holds between the fields, once each is in its range.
+
+        Raises:
+            ValueError: it does not; the message begins with a field's name.
+        """
+
+    def __str__(self) -> str:
+        shown = [f" {each.name}={each.kind.show(getattr(self, each.name))}" for each in LAYOUTS[self.TYPE].fields]
+        return self.TYPE.name + "".join(shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(_Frame):
+    """The first frame of whoever connected."""
+
+    TYPE: ClassVar = FrameType.HELLO
+
+    #: the protocol versions that the sender speaks, both included
+    min_version: Version
+    max_version: Version
+    #: 16 bytes; empty when the sender does not know it yet
+    cluster_id: IdOrEmpty
+    #: 16 bytes, made once for a data directory; random for a sender that has none
+    node_id: Id
+    #: 16 bytes, random at every start: tells a node that reconnects from a copy of its directory
+    boot_id: Id
+    #: may be empty, but for a replica
+    name: NameOrEmpty
+    purpose: Annotated[Purpose, Choice(Purpose)]
+    #: what the sender understands beyond its version, such as kinds of operations
+    features: Tokens
+    #: credentials; empty while there are none
+    auth: Bytes = field(repr=False)
+
+    def check(self) -> None:
+        if self.max_version < self.min_version:
+            raise ValueError(f"max_version: {self.max_version} is below min_version {self.min_version}")
+        if self.purpose is Purpose.REPLICA and not self.name:
+            raise ValueError("name: a replica must have one")
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(_Frame):
+    """The answer to HELLO."""
+
+    TYPE: ClassVar = FrameType.WELCOME
+
+    #: the protocol version of this session
+    version: Version
+    cluster_id: Id
+    node_id: Id
+    name: Name
+    role: Annotated[Role, Choice(Role)]
+    history: Reigns
+    #: durable at the sender; 0 = none
+    last_seq: U64
+    features: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Error(_Frame):
+    """Why the sender closes the session, or will not do what it was asked to."""
+
+    TYPE: ClassVar = FrameType.ERROR
+
+    #: stable; programs may match on it
+    code: Token
+    #: for people
+    message: FreeText
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(_Frame):
+    """A sign of life, and what a peer's lag is computed from."""
+
+    TYPE: ClassVar = FrameType.PING
+
+    #: durable at the sender; 0 = none
+    last_seq: U64
+    #: the sender's UTC clock, milliseconds since 1970
+    time_ms: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe(_Frame):
+    """Asks for the entries after a position."""
+
+    TYPE: ClassVar = FrameType.SUBSCRIBE
+
+    #: the last entry that the sender holds; seq 0 = none. Epoch 0 with another seq means "after seq, whichever epoch
+    #: ordered it" and is for the purpose `observe` only: nothing else may skip the check that the histories agree
+    position: At
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFrame(_Frame):
+    """The sender's history and its members; sent before the first entry and whenever either changes.
+
+    Named so because `History` is the value in it.
+    """
+
+    TYPE: ClassVar = FrameType.HISTORY
+
+    history: Reigns
+    #: every node id and every name once
+    members: Members
+
+    def check(self) -> None:
+        for what in zip(*self.members, strict=True):
+            if len(set(what)) < len(what):
+                raise ValueError("members: a node id or a name is there twice")
+
+
+@dataclass(frozen=True, slots=True)
+class Entries(_Frame):
+    """Consecutive records of the sender's log."""
+
+    TYPE: ClassVar = FrameType.ENTRIES
+
+    #: at least one
+    records: Records
+
+
+@dataclass(frozen=True, slots=True)
+class Ack(_Frame):
+    """How far the sender got with what it is streamed; each is a seq, 0 = nothing."""
+
+    TYPE: ClassVar = FrameType.ACK
+
+    received: U64
+    #: fsynced in the sender's log
+    durable: U64
+    #: written to the sender's LevelDB
+    applied: U64
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotBegin(_Frame):
+    """A snapshot follows, as SNAPSHOT_CHUNK frames and a SNAPSHOT_END."""
+
+    TYPE: ClassVar = FrameType.SNAPSHOT_BEGIN
+
+    #: names the full sync; the same for all snapshots that it takes
+    sync_id: Id
+    #: what this snapshot shows
+    position: At
+    #: what the first snapshot of this sync showed: the entries after it are streamed when the snapshot is complete
+    first_position: At
+    #: whether the chunks go on after the last key that the receiver holds of an earlier snapshot of this sync
+    resumed: Bool
+
+    def check(self) -> None:
+        if self.first_position.seq > self.position.seq:
+            raise ValueError(f"first_position: {self.first_position} is after position {self.position}")
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotChunk(_Frame):
+    """Some records of a snapshot. `kvnode.protocol.snapshot` packs and unpacks them."""
+
+    TYPE: ClassVar = FrameType.SNAPSHOT_CHUNK
+
+    #: CRC-32 of `data`
+    crc: U32
+    #: msgpack of the records in key order
+    data: NonEmptyBytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotEnd(_Frame):
+    """The snapshot is complete."""
+
+    TYPE: ClassVar = FrameType.SNAPSHOT_END
+
+    #: as in its SNAPSHOT_BEGIN
+    position: At
+    #: how many records its chunks held
+    keys: U64
+
+
+@dataclass(frozen=True, slots=True)
+class Write(_Frame):
+    """Asks the primary to order one atomic write."""
+
+    TYPE: ClassVar = FrameType.WRITE
+
+    #: chosen by the sender, unique among its unanswered requests of this session
+    request_id: U64
+    #: at least one
+    ops: Ops
+    #: replicas besides the primary that must hold it durably; None = a majority of the members, the primary counted
+    acks: MaybeU32
+    #: how long to wait for them once the write is durable at the primary
+    ack_timeout_ms: U32
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult(_Frame):
+    """What became of a WRITE."""
+
+    TYPE: ClassVar = FrameType.WRITE_RESULT
+
+    request_id: U64
+    #: of the write's entry, or of the last applied entry where nothing had to be logged; both 0 when an error leaves
+    #: no entry to name
+    epoch: EpochField
+    seq: U64
+    #: how many keys existed among those that the write deletes
+    deleted: U64
+    #: None = success; a code of the REST interface otherwise. Some errors come with an epoch and seq:
+    #: `replication_timeout` names the entry that is durable at the primary
+    error_code: MaybeToken
+    #: None exactly when `error_code` is
+    error_message: MaybeText
+
+    def check(self) -> None:
+        if (self.error_code is None) is not (self.error_message is None):
+            raise ValueError("error_message: it is there exactly when error_code is")
+
+
+@dataclass(frozen=True, slots=True)
+class Status(_Frame):
+    """Asks for what GET /status answers."""
+
+    TYPE: ClassVar = FrameType.STATUS
+
+    #: chosen by the sender, unique among its unanswered requests of this session
+    request_id: U64
+
+
+@dataclass(frozen=True, slots=True)
+class StatusResult(_Frame):
+    """The answer to STATUS."""
+
+    TYPE: ClassVar = FrameType.STATUS_RESULT
+
+    request_id: U64
+    #: a JSON object, UTF-8
+    status: NonEmptyBytes = field(repr=False)
+
+
+Message: TypeAlias = (
+    Hello
+    | Welcome
+    | Error
+    | Ping
+    | Subscribe
+    | HistoryFrame
+    | Entries
+    | Ack
+    | SnapshotBegin
+    | SnapshotChunk
+    | SnapshotEnd
+    | Write
+    | WriteResult
+    | Status
+    | StatusResult
+)
+
+
+class WireField(NamedTuple):
+    """A field of a frame: the attribute's name, and what it may hold."""
+
+    name: str
+    kind: Kind[Any]
+
+
+class Layout(NamedTuple):
+    """How a type of frame is made up.
+
+    Attributes:
+        frame: its class.
+        fields: in wire order, the type number not among them.
+    """
+
+    frame: type[Message]
+    fields: tuple[WireField, ...]
+
+
+def _layout_of(frame: type[Message]) -> Layout:
+    hints = get_type_hints(frame, include_extras=True)
+    return Layout(frame, tuple(WireField(each.name, get_args(hints[each.name])[1]) for each in fields(frame)))
+
+
+#: Every type of frame by its number.
+LAYOUTS: Mapping[int, Layout] = {frame.TYPE: _layout_of(frame) for frame in get_args(Message)}
