@@ -22,7 +22,7 @@ from kvnode.node.eventlog import EventLog, open_event_log
 from kvnode.node.fs import RealFs
 from kvnode.node.metrics import NodeCollector
 from kvnode.node.rest.front import RestFront
-from kvnode.node.startup import OpenedDirectory, open_directory
+from kvnode.node.startup import OpenedDirectory, make_data_directory, open_directory
 from kvnode.node.storage.datadir import DirectoryLock, Layout
 from kvnode.node.storage.leveldb import leveldb_factory
 from kvnode.node.storage.recovery import reopen_engine
@@ -53,7 +53,7 @@ def run(config: Config) -> int:
     open_engine = leveldb_factory(config)
     layout = Layout(config.data)
     try:
-        fs.make_directory(layout.root)
+        make_data_directory(fs, layout)
         lock = DirectoryLock(layout.lock)
         opened = open_directory(config, fs, open_engine, log)
     except KvError as error:

@@ -31,6 +31,21 @@ class OpenedDirectory:
     storage: Storage
 
 
+def make_data_directory(fs: Fs, layout: Layout) -> None:
+    """Make the data directory if it is missing, and its name durable before there is anything in it to lose.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    nameless = [path for path in (layout.root, *layout.root.parents) if not fs.exists(path)]
+    if not nameless and not fs.exists(layout.node):
+        # Somebody made it beforehand, or a start that did not get far.
+        nameless = [layout.root]
+    fs.make_directory(layout.root)
+    for path in nameless:
+        fs.sync_directory(path.parent)
+
+
 def open_directory(config: Config, fs: Fs, open_engine: EngineFactory, log: EventLog) -> OpenedDirectory:
     """Open the data directory of `config`, which the caller has locked; a new one becomes a new cluster's primary.
 

@@ -10,12 +10,13 @@ import pytest
 from kvnode.node.clock import Clock
 from kvnode.node.commit import Committer
 from kvnode.node.errors import ConfigError, DataLost, FileDamaged, UnknownFormat
-from kvnode.node.startup import OpenedDirectory
-from kvnode.node.storage.datadir import CleanStop, Identity, Member, StateFiles
+from kvnode.node.startup import OpenedDirectory, make_data_directory
+from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, StateFiles
 from kvnode.node.storage.recovery import read_segments
 from kvnode.node.storage.statefile import encode_state
 from kvnode.protocol.types import Epoch, Reign, Seq, put
 from support.crash_plan import DROPPED, KEPT, Survival
+from support.memory_disk import MemoryDisk
 from support.simulated_node import DATA, LAYOUT, Machine, SteppingClock, tiny_config
 
 
@@ -126,6 +127,25 @@ def test_a_lost_list_of_members_is_begun_again() -> None:
     machine.disk.remove_file(LAYOUT.members)
     again = machine.open(tiny_config())
     assert again.files.load_members() == (Member(opened.identity.node_id, opened.identity.name),)
+
+
+@pytest.mark.parametrize("root", ["/data", "/srv/a/b/n1"])
+@pytest.mark.parametrize("made_before", [True, False])
+def test_the_directorys_own_name_is_durable_before_it_holds_anything(root: str, made_before: bool) -> None:
+    disk = MemoryDisk()
+    layout = Layout(Path(root))
+    if made_before:
+        disk.make_directory(layout.root)
+        disk.sync_directory(Path("/"))
+        for parent in layout.root.parents[1:]:
+            disk.sync_directory(parent)
+    make_data_directory(disk, layout)
+    assert disk.after_crash(DROPPED).exists(layout.root)
+    # Once it holds a node, its parent, which may be nobody's to open, is left alone.
+    StateFiles(disk, layout).save_identity(Identity("aa" * 16, "n", "bb" * 16, "primary"))
+    before = len(disk.calls)
+    make_data_directory(disk, layout)
+    assert [call.operation for call in disk.calls[before:]] == ["make_directory"]
 
 
 # ---- the epoch -------------------------------------------------------------------------------------------------
