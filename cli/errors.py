@@ -80,3 +80,9 @@ class CommandFailed(KvError):
     """A command could not do its work."""
 
     code = "failed"
+
+
+class DumpIncomplete(CommandFailed):
+    """A dump broke off; what was written of it is not all."""
+
+    code = "dump_incomplete"

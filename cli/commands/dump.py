@@ -14,7 +14,7 @@ from typing import BinaryIO
 import click
 
 from kvnode.cli.client import Client, RangeQuery
-from kvnode.cli.errors import ClientError, CommandFailed, Unanswered
+from kvnode.cli.errors import ClientError, DumpIncomplete, Unanswered
 from kvnode.cli.options import node_options, text_callback
 from kvnode.cli.progress import Advance, progress
 
@@ -61,7 +61,7 @@ async def _dump(prefix: str, out: BinaryIO, advance: Advance, url: str, timeout_
     """Write the records to `out`, whole lines only; return how many there are.
 
     Raises:
-        ClientError, CommandFailed: what was written is not all.
+        ClientError, DumpIncomplete: what was written is not all.
     """
     count = 0
     query = RangeQuery(prefix=prefix)
@@ -75,8 +75,8 @@ async def _dump(prefix: str, out: BinaryIO, advance: Advance, url: str, timeout_
     except ClientError as error:
         if not count and not isinstance(error, Unanswered):
             raise
-        raise CommandFailed(
-            f"the dump is incomplete, it broke off after {count:,} records: {error.message} ({error.code})",
+        raise DumpIncomplete(
+            f"the dump is incomplete, it broke off after {count:,} records: {error.message}",
             hint="run it again; there is no way to continue one",
         ) from error
     return count

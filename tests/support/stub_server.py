@@ -215,6 +215,10 @@ class StubServer:
         query = request.query
         if "start_key" in query and "end_key" in query and query["start_key"] > query["end_key"]:
             raise Refused(400, "invalid_request", "start_key is past end_key", field="start_key")
+        other_bound = "start_key" if query.get("reverse") == "true" else "end_key"
+        if "prefix" in query and other_bound in query:
+            message = f"prefix cannot be combined with {other_bound}"
+            raise Refused(400, "invalid_request", message, field=other_bound)
         assert request.headers["Accept"] == "application/x-ndjson"
         keys = sorted(self.records, key=str.encode)
         keys = [key for key in keys if key.startswith(query.get("prefix", ""))]

@@ -36,7 +36,8 @@ async def test_any_key_can_be_written_read_and_deleted(key: str) -> None:
         assert await client.put(key, b"1.0") == Written(at(1))
         assert stub.values() == {key: "1.0"}
         assert await client.get(key) == Record(b"1.0", at(1), at(1))
-        assert await collect(client, RangeQuery(start=key, end=key, prefix=key)) == [Item(key, b"1.0")]
+        assert await collect(client, RangeQuery(start=key, end=key)) == [Item(key, b"1.0")]
+        assert await collect(client, RangeQuery(prefix=key, end=key, reverse=True)) == [Item(key, b"1.0")]
         assert await client.delete(key) == Deleted(True, at(2))
         assert await client.delete(key) == Deleted(False, at(2))
 
