@@ -16,8 +16,9 @@ from kvnode.protocol.errors import KvError
 from kvnode.protocol.types import put
 from support.client import Client, check_recovery
 from support.crash_plan import DROPPED, KEPT, Call, CrashPlan, Survival, torn
+from support.events import CapturedEvents
 from support.ledger import Ledger
-from support.simulated_node import LAYOUT, EventRecorder, Machine, SimulatedNode, tiny_config
+from support.simulated_node import LAYOUT, Machine, SimulatedNode, tiny_config
 
 CONFIG = tiny_config()
 SEED = 5
@@ -266,7 +267,7 @@ async def test_after_leveldb_failed_the_log_brings_back_what_it_lost() -> None:
     assert isinstance(answer, WriteResult)
     assert client.ledger.last_seq == 5, "the entry whose outcome was unknown is there"
     assert node.store.counters.engine_rebuilds == 1
-    assert "engine_rebuilt" in node.recorder.events
+    assert "engine_rebuilt" in node.events.names()
     await client.check_reads()
     assert machine.engines.last_opened is not None
     client.ledger.check_engine(machine.engines.last_opened)
@@ -363,9 +364,9 @@ def test_a_lost_log_leaves_the_data_of_leveldb() -> None:
     segments = [LAYOUT.wal / name for name in after.disk.list_names(LAYOUT.wal)]
     for path in segments:
         after.disk.remove_file(path)
-    recorder = EventRecorder()
-    opened = after.open(CONFIG, recorder)
-    assert "log_restarted" in recorder.events
+    events = CapturedEvents()
+    opened = after.open(CONFIG, events)
+    assert "log_restarted" in events.names()
     assert opened.storage.wal.last_seq == ledger.last_seq
     assert opened.storage.history.current.term > ledger.epoch.term
     ledger.check_engine(opened.storage.engine)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from kvnode.node.api import WriteResult
 from kvnode.node.config import Config
-from kvnode.node.eventlog import EventLog, FieldValue
 from kvnode.node.startup import OpenedDirectory, open_directory
 from kvnode.node.storage.datadir import Layout
 from kvnode.node.storage.recovery import reopen_engine
@@ -18,6 +17,7 @@ from kvnode.node.store import Store
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.types import Op
 from support.crash_plan import KEPT, CrashPlan, SimulatedCrash, Survival
+from support.events import CapturedEvents
 from support.memory_disk import MemoryDisk
 from support.model_engine import ModelEngineDisk
 
@@ -48,22 +48,6 @@ class SteppingClock:
         return self.now_ms() / 1000
 
 
-class EventRecorder(EventLog):
-    """Keeps the names of the events that were logged, and writes none."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def info(self, event: str, **fields: FieldValue) -> None:
-        self.events.append(event)
-
-    def warning(self, event: str, **fields: FieldValue) -> None:
-        self.events.append(event)
-
-    def error(self, event: str, error: BaseException | None = None, **fields: FieldValue) -> None:
-        self.events.append(event)
-
-
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What survives a process: the disk, and LevelDB's files on it."""
@@ -89,9 +73,9 @@ class Machine:
         """The life of the process that runs on it."""
         return self.disk.plan
 
-    def open(self, config: Config, recorder: EventRecorder | None = None) -> OpenedDirectory:
+    def open(self, config: Config, events: CapturedEvents | None = None) -> OpenedDirectory:
         """Start up as a primary does, up to the point from which it could serve."""
-        return open_directory(config, self.disk, self.engines, recorder or EventRecorder())
+        return open_directory(config, self.disk, self.engines, events or CapturedEvents())
 
 
 class SimulatedNode:
@@ -99,7 +83,7 @@ class SimulatedNode:
 
     Attributes:
         failure: why the node would have exited, None while it would not.
-        recorder: the events logged so far.
+        events: the events logged so far.
     """
 
     def __init__(self, machine: Machine, config: Config) -> None:
@@ -107,15 +91,15 @@ class SimulatedNode:
         self.machine = machine
         self.failure: BaseException | None = None
         self._ended = False
-        self.recorder = EventRecorder()
-        self.opened = machine.open(config, self.recorder)
+        self.events = CapturedEvents()
+        self.opened = machine.open(config, self.events)
         self.store = Store(
             config,
             self.opened.storage,
             self.opened.files,
             functools.partial(reopen_engine, machine.disk, Layout(config.data), machine.engines),
             SteppingClock(),
-            self.recorder,
+            self.events,
             self._failed,
         )
 

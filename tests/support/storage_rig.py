@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvnode.node.eventlog import EventLog
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
 from kvnode.node.storage.recovery import Recovery, Storage
 from kvnode.node.storage.segment import LogRecord, read_records
@@ -14,6 +12,7 @@ from kvnode.node.storage.wal import WalOptions
 from kvnode.protocol.entry import EntryEncoder
 from kvnode.protocol.types import Entry, Epoch, Op, put
 from support.crash_plan import Survival
+from support.events import CapturedEvents
 from support.memory_disk import MemoryDisk
 from support.model_engine import ModelEngine, ModelEngineDisk
 
@@ -27,31 +26,6 @@ FIRST_TIME_MS = 1_700_000_000_000
 def epoch_of_start(number: int) -> Epoch:
     """The epoch that the so-manieth start of a rig begins, counted from 1."""
     return Epoch.of(number, 0x9F2C1A00 + number)
-
-
-class CapturedEvents(logging.Handler):
-    """An `EventLog`, and the events that were written to it, as (name, fields)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[tuple[str, dict[str, object]]] = []
-        logger = logging.getLogger(f"captured.{id(self)}")
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        logger.handlers[:] = [self]
-        self.log = EventLog(logger)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.events.append((record.getMessage(), record.__dict__["fields"]))
-
-    def fields_of(self, name: str) -> dict[str, object]:
-        """The fields of the only event of this name."""
-        (found,) = [fields for event, fields in self.events if event == name]
-        return found
-
-    def names(self) -> list[str]:
-        """The events' names in order."""
-        return [name for name, _ in self.events]
 
 
 class StorageRig:
@@ -96,7 +70,7 @@ class StorageRig:
 
     def recover(self) -> Storage:
         """Recover and nothing else."""
-        log = self.captured.log
+        log = self.captured
         return Recovery(self.disk, self.layout, self.identity, self.engines, self.options, log).run()
 
     def write(self, storage: Storage, groups: Sequence[Sequence[Sequence[Op]]], *, apply: bool = True) -> bool:
