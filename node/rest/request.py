@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import StreamReader, hdrs
+from aiohttp import EMPTY_PAYLOAD, StreamReader, hdrs
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion11, RawRequestMessage
 
@@ -62,8 +62,7 @@ class Request:
         return (
             not self.message.should_close
             # What is left of a body would be taken for the next request.
-            and payload.is_eof()
-            and payload.exception() is None
+            and (payload is EMPTY_PAYLOAD or (payload.is_eof() and payload.exception() is None))
             and self.connection.is_open
         )
 

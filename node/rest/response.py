@@ -40,22 +40,26 @@ _COPIED_BODY_BYTES = 64 * 1024
 
 
 class DateStamp:
-    """The header lines that every answer of a second shares: Server and Date."""
+    """The header lines that every answer of a second shares: Server and Date. Used on the event loop only."""
 
-    __slots__ = ("_clock", "_lines", "_second")
+    __slots__ = ("_clock", "_lines")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._second = -1
         self._lines = b""
 
     def lines(self) -> bytes:
         """The lines of this second."""
-        second = self._clock.now_ms() // 1000
-        if second != self._second:
-            self._second = second
-            self._lines = f"Server: kvnode\r\nDate: {formatdate(second, usegmt=True)}\r\n".encode()
+        return self._lines or self._renew()
+
+    def _renew(self) -> bytes:
+        second, ms = divmod(self._clock.now_ms(), 1000)
+        self._lines = f"Server: kvnode\r\nDate: {formatdate(second, usegmt=True)}\r\n".encode()
+        asyncio.get_running_loop().call_later((1000 - ms) / 1000, self._expire)
         return self._lines
+
+    def _expire(self) -> None:
+        self._lines = b""
 
 
 @functools.lru_cache(maxsize=64)
@@ -108,17 +112,19 @@ class Response:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("connection lost")
         self.keep_alive = keep_alive = request.keeps_alive()
-        head = _head(request, self.status, self.lines, keep_alive)
-        body = self.body
+        stamp, lines, body = connection.stamp.lines(), self.lines, self.body
+        if not (keep_alive and request.is_http_11):
+            lines += _connection_line(request, keep_alive)
         if body is None:
-            transport.write(head + b"\r\n")
-        elif request.is_head:
-            transport.write(b"%bContent-Length: %d\r\n\r\n" % (head, len(body)))
-        elif len(body) <= _COPIED_BODY_BYTES:
-            transport.write(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
+            transport.write(b"%b%b%b\r\n" % (_STATUS_LINES[self.status], stamp, lines))
         else:
-            transport.write(b"%bContent-Length: %d\r\n\r\n" % (head, len(body)))
-            transport.write(body)
+            length = len(body)
+            sent = b"" if length > _COPIED_BODY_BYTES or request.is_head else body
+            transport.write(
+                b"%b%b%bContent-Length: %d\r\n\r\n%b" % (_STATUS_LINES[self.status], stamp, lines, length, sent)
+            )
+            if length > _COPIED_BODY_BYTES and not request.is_head:
+                transport.write(body)
         if connection.writing_paused:
             await connection.drained()
         if not keep_alive:
@@ -191,8 +197,13 @@ class StreamedResponse:
         connection = request.connection
         is_chunked = request.is_http_11
         self.keep_alive = is_chunked and request.keeps_alive()
-        head = _head(request, 200, self._lines, self.keep_alive)
-        pending = head + (b"Transfer-Encoding: chunked\r\n\r\n" if is_chunked else b"\r\n")
+        pending = b"%b%b%b%b%b\r\n" % (
+            _STATUS_LINES[200],
+            connection.stamp.lines(),
+            self._lines,
+            _connection_line(request, self.keep_alive),
+            b"Transfer-Encoding: chunked\r\n" if is_chunked else b"",
+        )
         part = b"" if request.is_head else await self._parts.next()
         while part:
             pending += b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part
@@ -220,13 +231,11 @@ def error_response(error: KvError, lines: bytes = b"") -> Response:
     return Response(STATUS_OF_CODE[error.code], JSON_TYPE + lines, error_body(error))
 
 
-def _head(request: Request, status: int, lines: bytes, keep_alive: bool) -> bytes:
-    """The head without its last lines, which say how the body ends."""
+def _connection_line(request: Request, keep_alive: bool) -> bytes:
+    """What the client cannot know from its version."""
     if not keep_alive:
-        lines += b"Connection: close\r\n"
-    elif not request.is_http_11:
-        lines += b"Connection: keep-alive\r\n"
-    return b"%b%b%b" % (_STATUS_LINES[status], request.connection.stamp.lines(), lines)
+        return b"Connection: close\r\n"
+    return b"" if request.is_http_11 else b"Connection: keep-alive\r\n"
 
 
 def _write(transport: asyncio.Transport | None, data: bytes) -> None:

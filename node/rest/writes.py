@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -21,8 +20,9 @@ from kvnode.protocol.types import Op
 class WriteRoutes:
     """The handlers of writes.
 
-    A write that the store has taken is never taken back: when a handler is cancelled, which happens at a stop that
-    lasts too long, the cancellation does not reach the store's future.
+    A write that the store has taken is never taken back. A client that leaves does not cancel its handler (aiohttp does
+    that only when asked to). A stop that lasts too long does, and the store's future is cancelled with it, which undoes
+    nothing; `asyncio.shield` would keep the future whole at the price of one more turn of the loop for every write.
     """
 
     def __init__(self, store: StoreApi, bodies: BodyReceiver) -> None:
@@ -43,21 +43,21 @@ class WriteRoutes:
         """Set one key."""
         acks = parse_acks(parse_query(request.query, WRITE_PARAMETERS)) if request.query else None
         key, op = decode_put(await self._bodies.receive(request))
-        result = await asyncio.shield(self._store.write((op,), acks))
+        result = await self._store.write((op,), acks)
         return _written(result, b'{"status":"OK","key":%b,"seq":%d}' % (self._encode_key(key), result.position.seq))
 
     async def put_batch(self, request: Request) -> Response:
         """Set many keys in one atomic write."""
         acks = parse_acks(parse_query(request.query, WRITE_PARAMETERS)) if request.query else None
         ops: Sequence[Op] = decode_batch(await self._bodies.receive(request))
-        result = await asyncio.shield(self._store.write(ops, acks))
+        result = await self._store.write(ops, acks)
         return _written(result, b'{"status":"OK","count":%d,"seq":%d}' % (len(ops), result.position.seq))
 
     async def delete(self, request: Request) -> Response:
         """Remove one key; a missing one is no error."""
         acks = parse_acks(parse_query(request.query, WRITE_PARAMETERS)) if request.query else None
         key, op = decode_delete(await self._bodies.receive(request))
-        result = await asyncio.shield(self._store.write((op,), acks))
+        result = await self._store.write((op,), acks)
         body = b'{"status":"OK","key":%b,"deleted":%b,"seq":%d}' % (
             self._encode_key(key),
             b"true" if result.deleted else b"false",
