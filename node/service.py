@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import functools
 import os
 import signal
@@ -36,6 +37,9 @@ _SWITCH_INTERVAL_S = 0.0005
 #: Milestones of a stop, in seconds after the signal: waits end, then everything has to be closed.
 _WAITS_END_S = 8.0
 _STOPPED_S = 9.5
+
+#: When a stop that is stuck inside LevelDB, where no other thread can run, is ended from outside of Python.
+_STUCK_S = 10.0
 
 #: How long clients get to receive their answers after a failure that ends the process.
 _LAST_ANSWERS_S = 1.0
@@ -122,6 +126,7 @@ class Node:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         self._log.info("stopping", reason=self._stop_reason)
+        faulthandler.dump_traceback_later(_STUCK_S, exit=True)
         self.front.stop_accepting()
         self.store.stop_writes()
         ending = loop.call_later(_WAITS_END_S, self.store.end_waits)
@@ -133,6 +138,7 @@ class Node:
         await self.front.close(max(0.1, began_s + _WAITS_END_S - loop.time()))
         ending.cancel()
         closed = await self._close_store(max(0.1, began_s + _STOPPED_S - loop.time()))
+        faulthandler.cancel_dump_traceback_later()
         if self._failure is not None or not closed:
             return 1
         self._log.info("stopped", seconds=loop.time() - began_s)

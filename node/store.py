@@ -125,6 +125,7 @@ class Store:
         )
         self._committer = self._new_committer()
         self._ranges_begun = 0
+        self._level0_files = 0
 
         self._queue: deque[_Write] = deque()
         self._queued_bytes = 0
@@ -154,8 +155,16 @@ class Store:
 
     @property
     def level0_files(self) -> int:
-        """LevelDB's level-0 tables; blocks only for LevelDB's own lock."""
-        return self._engine.level0_files()
+        """LevelDB's level-0 tables when this was asked last, which is also when they are counted anew.
+
+        Counting them takes LevelDB's own lock, for which the loop must not wait.
+        """
+        engine = self._engine
+        self._maintenance.submit(engine.level0_files, self._set_level0_files, lambda _: None)
+        return self._level0_files
+
+    def _set_level0_files(self, count: int) -> None:
+        self._level0_files = count
 
     def write(self, ops: Sequence[Op], acks: Acks | None = None) -> asyncio.Future[WriteResult]:
         if self._state is not _State.SERVING:
