@@ -388,13 +388,16 @@ class Store:
         for seq, epoch, _, ops in committed.entries:
             position = Position(epoch, seq)
             # A batch refreshes what is cached; were all of it put there, a bulk load would push out the hot keys.
-            update = cache.put if len(ops) == 1 else cache.refresh
+            is_batch = len(ops) > 1
             for op in ops:
+                key = op.key
+                reads.forget(key)
+                if is_batch and key not in cache:
+                    continue
                 if isinstance(op, Put):
-                    update(op.key, Record(position, op.expires_ms, op.value))
+                    cache.put(key, Record(position, op.expires_ms, op.value))
                 else:
-                    cache.discard(op.key)
-                reads.forget(op.key)
+                    cache.discard(key)
         self._applied.advance(committed.entries[-1].seq)
 
     def _group_failed(self, error: BaseException) -> None:

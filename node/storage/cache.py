@@ -40,6 +40,10 @@ class LruCache:
         """How many records are cached."""
         return len(self._records)
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether `key` has a record; neither counted nor a use."""
+        return key in self._records
+
     def get(self, key: bytes) -> Record | None:
         """The record of `key`, which becomes the most recently used, or None; counted as a hit or a miss."""
         records = self._records
@@ -68,11 +72,6 @@ class LruCache:
         while self.bytes > self._max_bytes:
             oldest, evicted = records.popitem(last=False)
             self.bytes -= len(oldest) + len(evicted.value) + ENTRY_BYTES
-
-    def refresh(self, key: bytes, record: Record) -> None:
-        """`put`, but only where `key` has a record."""
-        if key in self._records:
-            self.put(key, record)
 
     def discard(self, key: bytes) -> None:
         """Forget `key`; nothing happens where it has no record."""

@@ -32,7 +32,7 @@ GET_SCRIPT = """
 local count = 0
 request = function()
   count = count + 1
-  return wrk.format("GET", string.format("/read/key-%08d", (count * 7919) % 1000))
+  return wrk.format("GET", string.format("/read/key-%08d", (count * 7) % 1000))
 end
 """
 

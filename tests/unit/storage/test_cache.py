@@ -77,21 +77,21 @@ def test_largest_record_is_an_eighth_of_the_cache() -> None:
 
 def test_record_that_is_too_large_leaves_no_older_one_behind() -> None:
     cache = LruCache(80_000)
-    for change in (cache.put, cache.refresh):
-        cache.put(b"a", record(b"old"))
-        change(b"a", record(b"x" * 10_000, seq=2))
-        assert cache.get(b"a") is None
-        assert (cache.entries, cache.bytes) == (0, 0)
-
-
-def test_refresh_replaces_only_what_is_there() -> None:
-    cache = LruCache(10_000)
-    cache.refresh(b"a", record(b"1"))
+    cache.put(b"a", record(b"old"))
+    cache.put(b"a", record(b"x" * 10_000, seq=2))
     assert cache.get(b"a") is None
-    cache.put(b"a", record(b"1"))
-    cache.refresh(b"a", record(b"22", seq=2))
-    assert cache.get(b"a") == record(b"22", seq=2)
-    assert cache.bytes == ENTRY_BYTES + 3
+    assert (cache.entries, cache.bytes) == (0, 0)
+
+
+def test_asking_whether_a_key_is_there_is_no_use_of_it() -> None:
+    cache = LruCache(8 * (ENTRY_BYTES + 2))
+    for key in (b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h"):
+        cache.put(key, record(b"1"))
+    assert b"a" in cache
+    assert b"z" not in cache
+    cache.put(b"i", record(b"1"))
+    assert b"a" not in cache
+    assert (cache.hits, cache.misses) == (0, 0)
 
 
 def test_discard_and_clear_give_the_bytes_back() -> None:
@@ -110,7 +110,7 @@ def test_discard_and_clear_give_the_bytes_back() -> None:
 def test_cache_of_no_bytes_caches_nothing() -> None:
     cache = LruCache(0)
     cache.put(b"a", record(b""))
-    cache.refresh(b"a", record(b""))
+    assert b"a" not in cache
     assert cache.get(b"a") is None
     assert (cache.entries, cache.bytes, cache.misses) == (0, 0, 1)
 
