@@ -50,9 +50,10 @@ def load_state(fs: Fs, path: Path) -> dict[str, Any] | None:
         return None
     try:
         body = msgspec.json.decode(read_file(fs, path))
+        intact = isinstance(body, dict) and body.pop(_CRC, None) == _checksum(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FileDamaged(path, f"damaged: not JSON ({error})") from error
-    if not isinstance(body, dict) or body.pop(_CRC, None) != _checksum(body):
+    if not intact:
         raise FileDamaged(path, "damaged: the content does not match its checksum")
     version = body.pop(_FORMAT, None)
     if version != FORMAT_VERSION:
