@@ -374,8 +374,9 @@ class Store:
                 write.future.set_result(outcome)
         counters.writes += len(group)
         counters.group_writes.observe(len(group))
-        counters.log_seconds.observe(committed.sync_s)
-        counters.apply_seconds.observe(committed.apply_s)
+        if committed.entries:
+            counters.log_seconds.observe(committed.sync_s)
+            counters.apply_seconds.observe(committed.apply_s)
         if committed.closed_segment:
             self._request_checkpoint()
         self._start_group()

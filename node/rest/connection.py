@@ -151,8 +151,7 @@ class Connection(RequestHandler):
             _fail(before, web.RequestPayloadError("malformed HTTP in the body"))
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        is_idle = self._waiter is not None and not self._waiter.done()
-        if self._is_discarding or is_idle or self._request_count == 0:
+        if self._is_discarding or self._is_idle or self._request_count == 0:
             return None
         self._half_closed = True
         body = self._messages[-1][1] if self._messages else self.receiving
@@ -162,6 +161,14 @@ class Connection(RequestHandler):
     def end_soon(self) -> None:
         """Let the next answer be the last; an idle connection stays open for the request that may be on its way."""
         self._is_ending = True
+
+    def close_if_idle(self) -> None:
+        """Close, unless a request is under way.
+
+        After `end_soon` such a request is the last one. (aiohttp's `close` would also stop reading its body.)
+        """
+        if self._is_idle:
+            self.close()
 
     # ---- for answers -----------------------------------------------------------------------------------------------
 
@@ -209,6 +216,11 @@ class Connection(RequestHandler):
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Called for errors outside of handlers."""
         self._log.error("connection_failed", kw.get("exc_info"))
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether it waits for the head of a request."""
+        return self._waiter is not None and not self._waiter.done()
 
     def _set_writable(self) -> None:
         writable, self._writable = self._writable, None

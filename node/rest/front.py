@@ -131,7 +131,10 @@ class RestFront:
         self.stop_accepting()
         if self._server is None:
             return
-        self._server.pre_shutdown()
+        # What was accepted last begins to wait for its request in this turn.
+        await asyncio.sleep(0)
+        for connection in self._connections():
+            connection.close_if_idle()
         tasks = [task for connection in self._connections() if (task := connection.task) is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)

@@ -442,3 +442,7 @@ async def test_what_is_counted() -> None:
         assert (counters.writes, counters.entries, counters.commit_failures) == (5, 3, 0)
         samples = {each.name: each.value for each in counters.group_writes.family("g", "G.").samples if not each.labels}
         assert (samples["g_count"], samples["g_sum"]) == (2, 5)
+        # Only one of the two groups had anything for the disk.
+        for times in (counters.log_seconds, counters.apply_seconds):
+            samples = {each.name: each.value for each in times.family("t", "T.").samples if not each.labels}
+            assert samples["t_count"] == 1
