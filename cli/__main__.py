@@ -38,6 +38,9 @@ SECTIONS: dict[str, dict[str, _Listed]] = {
     "Inspect": {
         "status": _Listed("status:status", "Show how a node is doing."),
     },
+    "Debug": {
+        "frame": _Listed("frame:frame", "Turn frames of the peer protocol into JSON lines, and back."),
+    },
     "Log files": {
         "wal": _Listed("wal:wal", "Look into the log of a node's data directory, check it, and repair it."),
     },

@@ -7,6 +7,7 @@ JSON allows it and so does kvnode, in a value; such texts take a slower way.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -31,6 +32,8 @@ class _Item(msgspec.Struct, forbid_unknown_fields=True):
 
 _item_decoder = msgspec.json.Decoder(_Item)
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
 
 _BLANKS = " \t\n\r"
@@ -108,32 +111,73 @@ def as_plain_text(value: bytes) -> bytes:
         return value
 
 
+def split_object(text: bytes) -> dict[str, bytes]:
+    """The members of a JSON object: each name with its value's text, which may be any JSON, as it stands there.
+
+    Raises:
+        ValueError: it is not an object; the message says why.
+    """
+    try:
+        return {name: bytes(value) for name, value in _object_decoder.decode(text).items()}
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if b"\\u" not in text:
+            raise
+        return dict(_split_slowly(text, "{}"))
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+
+
+def split_array(text: bytes) -> list[bytes]:
+    """The texts of the elements of a JSON array, which may be any JSON, as they stand there.
+
+    Raises:
+        ValueError: it is not an array; the message says why.
+    """
+    try:
+        return list(map(bytes, _array_decoder.decode(text)))
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if b"\\u" not in text:
+            raise
+        return [value for _, value in _split_slowly(text, "[]")]
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+
+
 def _parse_item_slowly(text: bytes) -> Item:
-    document = text.decode("utf-8")
-    key: str | None = None
-    value: bytes | None = None
-    at = _expect(document, 0, "{")
-    while True:
-        _expect(document, at, '"')
-        name, at = _scan(document, _skip_blanks(document, at))
-        at = _skip_blanks(document, _expect(document, at, ":"))
-        _, stop = _scan(document, at)
-        if name == "key":
-            key = msgspec.json.decode(document[at:stop], type=str)
-        elif name == "value":
-            value = document[at:stop].encode("utf-8")
-        else:
+    members = dict(_split_slowly(text, "{}"))
+    for name in ("key", "value"):
+        if name not in members:
+            raise ValueError(f"Object missing required field `{name}`")
+    for name in members:
+        if name not in ("key", "value"):
             raise ValueError(f"Object contains unknown field {name!a}")
+    return Item(msgspec.json.decode(members["key"], type=str), members["value"])
+
+
+def _split_slowly(text: bytes, brackets: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the values of an object ("{}") with their names, or of an array ("[]") with empty ones."""
+    opening, closing = brackets[0], brackets[1]
+    document = text.decode("utf-8")
+    at = _skip_blanks(document, _expect(document, 0, opening))
+    more = document[at : at + 1] != closing
+    while more:
+        name = ""
+        if opening == "{":
+            _expect(document, at, '"')
+            name, at = _scan(document, _skip_blanks(document, at))
+            at = _expect(document, at, ":")
+        at = _skip_blanks(document, at)
+        _, stop = _scan(document, at)
+        yield name, document[at:stop].encode("utf-8")
         at = _skip_blanks(document, stop)
-        if document[at : at + 1] != ",":
-            break
-        at += 1
-    if _skip_blanks(document, _expect(document, at, "}")) != len(document):
-        raise ValueError("JSON is malformed: something follows the object")
-    if key is None or value is None:
-        missing = "key" if key is None else "value"
-        raise ValueError(f"Object missing required field `{missing}`")
-    return Item(key, value)
+        more = document[at : at + 1] == ","
+        at += more
+    if _skip_blanks(document, _expect(document, at, closing)) != len(document):
+        raise ValueError("JSON is malformed: something follows its end")
 
 
 def _refuse_constant(name: str) -> NoReturn:

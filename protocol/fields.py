@@ -165,6 +165,13 @@ class Blob(Kind[bytes]):
         return f"<{len(value)} bytes>"
 
 
+class JsonBytes(Blob):
+    """JSON text in UTF-8, at least one byte. Not checked: whoever reads it parses it anyway."""
+
+    def __init__(self) -> None:
+        super().__init__(min_bytes=1)
+
+
 class Listing(Kind[tuple[T, ...]]):
     """Any number of items of one kind."""
 
@@ -335,6 +342,7 @@ Token: TypeAlias = Annotated[str, _token]
 FreeText: TypeAlias = Annotated[str, Text()]
 Bytes: TypeAlias = Annotated[bytes, Blob()]
 NonEmptyBytes: TypeAlias = Annotated[bytes, Blob(1)]
+JsonText: TypeAlias = Annotated[bytes, JsonBytes()]
 Tokens: TypeAlias = Annotated[tuple[str, ...], Listing(_token)]
 At: TypeAlias = Annotated[Position, PositionKind()]
 Reigns: TypeAlias = Annotated[History, HistoryKind()]

@@ -24,6 +24,7 @@ from kvnode.protocol.fields import (
     FreeText,
     Id,
     IdOrEmpty,
+    JsonText,
     Kind,
     MaybeText,
     MaybeToken,
@@ -330,8 +331,8 @@ class StatusResult(_Frame):
     TYPE: ClassVar = FrameType.STATUS_RESULT
 
     request_id: U64
-    #: a JSON object, UTF-8
-    status: NonEmptyBytes = field(repr=False)
+    #: a JSON object
+    status: JsonText = field(repr=False)
 
 
 Message: TypeAlias = (

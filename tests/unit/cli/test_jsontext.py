@@ -1,8 +1,10 @@
 """JSON taken apart without touching the values, on both of its ways."""
 
+from collections.abc import Callable
+
 import pytest
 
-from kvnode.cli.jsontext import Item, as_plain_text, check_json, item_text, parse_item
+from kvnode.cli.jsontext import Item, as_plain_text, check_json, item_text, parse_item, split_array, split_object
 
 # Each pair: an object, and what it holds. The lone surrogates need the slow way.
 GOOD = [
@@ -97,3 +99,46 @@ def test_check_json_refuses_anything_else(text: bytes) -> None:
 )
 def test_plain_text_unquotes_strings_only(value: bytes, shown: bytes) -> None:
     assert as_plain_text(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        (b"{}", {}),
+        (b" { } ", {}),
+        (b'{"a":1.0,"b" : [ "x" , 2 ] }', {"a": b"1.0", "b": b'[ "x" , 2 ]'}),
+        (b'{"a":"\\ud800","b" : [ 1.0 ] , "\\u00fc":{}}', {"a": b'"\\ud800"', "b": b"[ 1.0 ]", "ü": b"{}"}),
+        (b'{"a":"\\ud800","a":2}', {"a": b"2"}),
+        (b'{"a":1,"a":2}', {"a": b"2"}),
+    ],
+)
+def test_split_object_returns_the_texts_of_its_members(text: bytes, members: dict[str, bytes]) -> None:
+    assert split_object(text) == members
+
+
+@pytest.mark.parametrize(
+    ("text", "elements"),
+    [
+        (b"[]", []),
+        (b" [ ] ", []),
+        (b'[1.0, {"a": 1} ,"x"]', [b"1.0", b'{"a": 1}', b'"x"']),
+        (b'[ "\\ud800" , 1.0,[ ] ]', [b'"\\ud800"', b"1.0", b"[ ]"]),
+    ],
+)
+def test_split_array_returns_the_texts_of_its_elements(text: bytes, elements: list[bytes]) -> None:
+    assert split_array(text) == elements
+
+
+@pytest.mark.parametrize("split", [split_object, split_array])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"1", b'"\\ud800"', b"{", b"[", b"[1,]", b'{"a":1,}', b'{"a":"\\ud800",}', b'["\\ud800",]'),
+        *(b'{"a" "\\ud800"}', b'{"\\ud800"}', b"{1:2}", b'["\\ud800"] 1', b'{"a":"\\ud800"} 1', b'["\\ud800"}'),
+        *(b"[" * 100_000, b'["\\ud800",' + b"[" * 100_000),
+    ],
+    ids=lambda text: text[:12].decode() if isinstance(text, bytes) else "",
+)
+def test_split_refuses_anything_else(split: Callable[[bytes], object], text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        split(text)
