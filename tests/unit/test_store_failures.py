@@ -100,7 +100,7 @@ async def test_a_checkpoint_without_room_leaves_the_old_one() -> None:
         await fill_a_segment(node)
         await node.settle()
         assert (node.store.checkpoint_seq, node.store.counters.checkpoints) == (0, 0)
-        assert "checkpoint_failed" in node.recorder.events
+        assert "checkpoint_failed" in node.events.names()
         assert node.store.serving
         await fill_a_segment(node)
         await node.settle()
@@ -370,7 +370,7 @@ async def test_without_room_leveldb_is_tried_again_until_there_is_some() -> None
         assert await outcomes(node.put(b"b")) == [OutcomeUnknown]
         while opening.hits < 4:
             await node.maintained()
-        assert node.recorder.events.count("engine_waits_for_room") >= 3
+        assert node.events.names().count("engine_waits_for_room") >= 3
         with pytest.raises(StorageFull):
             node.put(b"c")
         with pytest.raises(Syncing):

@@ -138,7 +138,7 @@ async def test_a_commit_that_is_stuck_in_the_disk_keeps_nothing_from_ending() ->
             await hold.reached()
             node.store.stop_writes()
             assert not await node.store.close(60)
-            assert "stop_incomplete" in node.recorder.events
+            assert "stop_incomplete" in node.events.names()
             assert (node.engine.is_closed, marker(node)) == (False, None)
             await expect_unclean(machine, {b"a": b"1"})
             hold.release()
@@ -193,7 +193,7 @@ async def test_a_disk_that_fails_during_the_stop(operation: str, path: str, erro
         await node.store.drain()
         machine.plan.fail((operation, path), error)
         assert not await node.store.close(60)
-        assert "stop_incomplete" in node.recorder.events
+        assert "stop_incomplete" in node.events.names()
         assert marker(node) is None
         await expect_unclean(machine, {b"a": b"1"})
 
@@ -244,7 +244,7 @@ async def test_a_stop_while_the_disk_stays_full() -> None:
         with pytest.raises(StorageFull):
             node.put(b"c")
         assert not await node.store.close(60)
-        assert "stop_incomplete" in node.recorder.events
+        assert "stop_incomplete" in node.events.names()
         assert (node.failures, marker(node)) == ([], None)
         with pytest.raises(Draining):
             node.put(b"c")
