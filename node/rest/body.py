@@ -60,8 +60,11 @@ _TO_VEIL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u([dD][89a-fA-F][0-9a-fA-F]{2}|e000
 _VEILED = re.compile(rb"(?<!\\)((?:\\\\)*)\\ue000(.{4})", re.DOTALL)
 
 _BOM = b"\xef\xbb\xbf"
-_AT_PATH = re.compile(r" - at `(\$[^`]*)`$")
-_NAMED_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
+# msgspec's complaints. Of a field that is missing or unknown, with the path of its object unless that is the body
+# itself; and of a type, with the path of the value. A field's name may have anything in it.
+_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
+_ITEMS_FIELD = re.compile(rf"{_FIELD.pattern} - at `(\$\[[0-9]+\])`", re.DOTALL)
+_TYPE_AT = re.compile(r"Expected .* - at `\$\.?(.*)`")
 _OFFSET = re.compile(r" \(byte [0-9]+\)$")
 #: How much of a client's text an error message repeats.
 _SHOWN_CHARS = 200
@@ -129,7 +132,7 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[_T]) -> _T | None:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        _raise_invalid(str(error))
+        _raise_invalid(body, str(error))
     except msgspec.DecodeError as error:
         if _SURROGATE.search(body):
             return None
@@ -143,7 +146,7 @@ def _decode_veiled(body: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
         return decoder.decode(_TO_VEIL.sub(rb"\1\\ue000\2", body))
     except msgspec.ValidationError as error:
         # It may repeat the name of a field, which is veiled too.
-        _raise_invalid(str(error).replace("\ue000", "\\u"))
+        _raise_invalid(body, str(error).replace("\ue000", "\\u"))
     except msgspec.DecodeError as error:
         # An offset would be one in the veiled body.
         raise _malformed(body, _OFFSET.sub("", str(error))) from None
@@ -183,17 +186,15 @@ def _malformed(body: bytes, reason: str) -> InvalidJson:
     return InvalidJson(reason)
 
 
-def _raise_invalid(message: str) -> NoReturn:
+def _raise_invalid(body: bytes, message: str) -> NoReturn:
     """Raise msgspec's complaint as ours, with the field it is about."""
-    path = _AT_PATH.search(message)
-    named = _NAMED_FIELD.match(message)
     field: str | None = None
-    if path is not None:
-        field = path[1]
-        if named is not None:
-            field = f"{field}.{named[1].partition('` - at ')[0]}"
-        field = field.removeprefix("$.")
-    elif named is not None:
-        field = named[1]
+    if body.lstrip(b" \t\n\r").startswith(b"["):
+        if match := _ITEMS_FIELD.fullmatch(message):
+            field = f"{match[2]}.{match[1]}"
+    elif match := _FIELD.fullmatch(message):
+        field = match[1]
+    if field is None and (match := _TYPE_AT.fullmatch(message)):
+        field = match[1] if not match[1].startswith("[") else f"${match[1]}"
     shown = message if len(message) <= _SHOWN_CHARS else f"{message[:_SHOWN_CHARS]}..."
     raise InvalidRequest(None if field is None else field[:_SHOWN_CHARS], shown) from None
