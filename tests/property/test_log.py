@@ -105,7 +105,8 @@ class LogMachine(RuleBasedStateMachine):
     def lose_power(self, groups: list[list[list[object]]], seed: int | None) -> None:
         for group in groups:
             self.write(group)
-        self.restart(self.rig.crashed(DROPPED if seed is None else torn(seed)))
+        # LevelDB keeps what was flushed: when it keeps more than the log, it counts, which is another story.
+        self.restart(self.rig.crashed(DROPPED if seed is None else torn(seed), DROPPED))
 
     def restart(self, rig: StorageRig) -> None:
         self.rig = rig
@@ -184,4 +185,4 @@ class LogMachine(RuleBasedStateMachine):
 
 
 TestLog = LogMachine.TestCase
-TestLog.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestLog.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

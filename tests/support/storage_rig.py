@@ -111,10 +111,14 @@ class StorageRig:
         tail = storage.wal.close()
         self.files.save_clean_stop(CleanStop(tail.last_seq, tail.name, tail.end))
 
-    def crashed(self, survival: Survival) -> StorageRig:
-        """The directory as the next process finds it after this one died."""
+    def crashed(self, survival: Survival, engine_survival: Survival | None = None) -> StorageRig:
+        """The directory as the next process finds it after this one died.
+
+        Args:
+            engine_survival: what survives of LevelDB, if not the same.
+        """
         disk = self.disk.after_crash(survival)
-        return StorageRig(self.options, disk=disk, engines=self.engines.after_crash(survival, disk))
+        return StorageRig(self.options, disk=disk, engines=self.engines.after_crash(engine_survival or survival, disk))
 
     def engine(self) -> ModelEngine:
         """The engine that was opened last."""
