@@ -49,7 +49,7 @@ def load_state(fs: Fs, path: Path) -> dict[str, Any] | None:
     if not fs.exists(path):
         return None
     try:
-        body = msgspec.json.decode(read_file(fs, path))
+        body: Any = msgspec.json.decode(read_file(fs, path))
         intact = isinstance(body, dict) and body.pop(_CRC, None) == _checksum(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FileDamaged(path, f"damaged: not JSON ({error})") from error
@@ -58,7 +58,8 @@ def load_state(fs: Fs, path: Path) -> dict[str, Any] | None:
     version = body.pop(_FORMAT, None)
     if version != FORMAT_VERSION:
         raise UnknownFormat(path, version, FORMAT_VERSION)
-    return body
+    state: dict[str, Any] = body
+    return state
 
 
 def _checksum(body: dict[str, Any]) -> str:
