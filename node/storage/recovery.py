@@ -317,6 +317,8 @@ class Recovery:
                 file.write_at(offset, file.read_at(offset, min(_COPY_BYTES, end - offset)))
             file.sync()
         except OSError as error:
+            if error.errno in DISK_FULL_ERRNOS:
+                raise
             raise LogFailed(f"writing {path} once more failed: {error.strerror}", path=str(path)) from error
         finally:
             file.close()

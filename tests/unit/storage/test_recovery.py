@@ -502,3 +502,13 @@ def test_what_a_failed_sync_left_in_the_page_cache_only_is_written_again() -> No
     assert storage.wal.last_seq == 3
     restarted.write_puts(storage, 2)
     check_holds(restarted.crashed(DROPPED).start(), 5)
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, StorageFull), (errno.EIO, LogFailed)])
+def test_failure_to_write_the_tail_again(number: int, error: type[Exception]) -> None:
+    rig = written(3)
+    rig.disk.plan = CrashPlan()
+    rig.disk.plan.fail(("write_at", "*.wal"), number, partial=0.5)
+    with pytest.raises(error):
+        rig.recover()
+    check_holds(rig.crashed(DROPPED).start(), 3)
