@@ -74,15 +74,20 @@ class RestFront:
         self._linger_timeout_s = linger_timeout_s
         self._max_line_bytes = _KEYS_IN_A_LINE * 3 * config.max_key_bytes + _OTHERS_IN_A_LINE_BYTES
         self._stamp = DateStamp(clock or RealClock())
-        bodies = BodyReceiver(config.max_body_bytes, config.max_queued_bytes, body_timeout_s)
+        self._bodies = BodyReceiver(config.max_body_bytes, config.max_queued_bytes, body_timeout_s)
         self._routes = Routes(
-            WriteRoutes(store, bodies).table,
+            WriteRoutes(store, self._bodies).table,
             ReadRoutes(store, config.max_key_bytes).table,
             RangeRoutes(store, config.max_key_bytes, self._report_broken).table,
             OperatingRoutes(node).table,
         )
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """What the request bodies under way hold."""
+        return self._bodies.held_bytes
 
     async def start(self) -> Address:
         """Listen, and return the bound address.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvnode.node.config import Address, Config
 from kvnode.node.eventlog import FieldValue
@@ -124,6 +124,14 @@ class Wire:
         """
         return await self.reader.read(1) == b""
 
+    async def read_to_end(self) -> bytes:
+        """Read until the server ends the connection in order.
+
+        Raises:
+            ConnectionError: it was reset.
+        """
+        return await self.reader.read()
+
     def half_close(self) -> None:
         """Send nothing more."""
         self.writer.write_eof()
@@ -159,6 +167,11 @@ class RestRig:
         self.front = RestFront(config, self.store, self.node, self.log, **timeouts)  # type: ignore[arg-type]
         self.address = config.http
 
+    @property
+    def held_bytes(self) -> int:
+        """What bodies under way hold."""
+        return self.front.held_bytes
+
     async def start(self) -> None:
         """Listen on a free port."""
         self.address = await self.front.start()
@@ -186,6 +199,10 @@ class RestRig:
         answer = await self.ask("POST", "/put", b'{"key":%b,"value":%b}' % (json.dumps(key).encode(), value))
         assert answer.status == 200
         return answer
+
+
+#: Starts a front with these settings and timeouts.
+MakeRig: TypeAlias = Callable[..., Awaitable[RestRig]]
 
 
 def make_rig_config(**settings: Any) -> Config:

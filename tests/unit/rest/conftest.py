@@ -2,15 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import uvloop
 
-from support.rest_rig import RestRig, make_rig_config
-
-MakeRig = Callable[..., Awaitable[RestRig]]
+from support.rest_rig import MakeRig, RestRig, make_rig_config
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -39,6 +37,7 @@ async def make_rig(caplog: pytest.LogCaptureFixture) -> AsyncIterator[MakeRig]:
     for rig in rigs:
         await rig.front.close(5.0)
         assert rig.store.open_ranges == 0
+        assert rig.held_bytes == 0
     assert complaints == []
     assert [record for record in caplog.records if record.name != "asyncio" or record.levelno > logging.INFO] == []
 
