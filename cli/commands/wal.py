@@ -86,7 +86,9 @@ def dump(ctx: click.Context, directory: Path, first: int | None, last: int | Non
     """Print the log's entries as JSON lines.
 
     Each is {"seq","epoch","time","ops"}; an operation is {"op":"put","key","value"} or {"op":"delete","key"}. Times are
-    ISO 8601, UTC, with milliseconds; values stand as they were stored. A torn tail ends the output and is told on stderr; damage ends it with exit code 1.
+    ISO 8601, UTC, with milliseconds; values stand as they were stored.
+
+    A torn tail ends the output and is told on stderr; damage ends it with exit code 1.
     """
     if first is not None and last is not None and first > last:
         raise click.UsageError("--from is above --to")
