@@ -122,7 +122,10 @@ class StoreApi(Protocol):
 
     @property
     def applied(self) -> Position:
-        """The last published position: (current epoch, applied seq)."""
+        """The last published entry's position; of an empty store, epoch 0 and seq 0.
+
+        The epoch is the one that ordered that entry, so that the position stays part of the history whatever follows.
+        """
 
     def write(self, ops: Sequence[Op], acks: Acks | None = None) -> asyncio.Future[WriteResult]:
         """Queue one atomic write; the future resolves when it is durable, applied and published.

@@ -6,7 +6,6 @@ This is where a write gets its seq. Everything before it is admission, everythin
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -56,6 +55,8 @@ class Committer:
         self._synced = synced
         self._encoder = EntryEncoder()
         self._last_time_ms = engine.applied.time_ms
+        #: Of the last logged entry: what a write without effect is answered with.
+        self._last_position = engine.applied.position
 
     def commit(self, group: Sequence[Sequence[Op]]) -> Committed:
         """Make a group of writes durable and apply it.
@@ -71,21 +72,22 @@ class Committer:
         if not entries:
             return committed
         encode = self._encoder.encode
-        started = time.perf_counter()
+        started_s = self._clock.monotonic_s()
         committed.closed_segment = self._wal.append([encode(entry) for entry in entries])
         self._last_time_ms = entries[-1].time_ms
-        logged = time.perf_counter()
+        self._last_position = entries[-1].position
+        logged_s = self._clock.monotonic_s()
         try:
             self._engine.write(entries, synced=self._synced)
         except (EngineFailed, EngineClosed) as error:
             committed.engine_failure = error
-        committed.sync_s = logged - started
-        committed.apply_s = time.perf_counter() - logged
+        committed.sync_s = logged_s - started_s
+        committed.apply_s = self._clock.monotonic_s() - logged_s
         return committed
 
     def _evaluate(self, group: Sequence[Sequence[Op]]) -> Committed:
         """Decide, in order, what each write comes to, and which entries that makes."""
-        seq = self._wal.last_seq
+        epoch, position = self._epoch, self._last_position
         time_ms = max(self._clock.now_ms(), self._last_time_ms)
         outcomes: list[WriteResult | RecordDamaged] = []
         entries: list[Entry] = []
@@ -100,12 +102,12 @@ class Committer:
                     outcomes.append(error)
                     continue
                 if not deleted and OP_PUT not in kinds:
-                    # Nothing to log; answered with the seq below which it saw everything.
-                    outcomes.append(WriteResult(Position(self._epoch, seq), 0))
+                    # Nothing to log; answered with the position up to which it saw everything.
+                    outcomes.append(WriteResult(position, 0))
                     continue
-            seq += 1
-            entries.append(Entry(seq, self._epoch, time_ms, ops))
-            outcomes.append(WriteResult(Position(self._epoch, seq), deleted))
+            position = Position(epoch, position.seq + 1)
+            entries.append(Entry(position.seq, epoch, time_ms, ops))
+            outcomes.append(WriteResult(position, deleted))
         return Committed(outcomes, entries)
 
 

@@ -21,6 +21,10 @@ KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
 
+#: What a queued operation takes in memory besides its key and value, about: without it, a queue of tiny operations
+#: would be many times larger than its limit.
+OPERATION_BYTES = 200
+
 _SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB|K|M|G)?", re.IGNORECASE)
 _HOST = re.compile(r"[^\s:\[\]]+|\[[^\s\[\]]+\]")
 _UNITS = {"": 1, "b": 1, "k": KiB, "kib": KiB, "m": MiB, "mib": MiB, "g": GiB, "gib": GiB}
@@ -135,7 +139,7 @@ class Config:
     max_batch_bytes: int = _setting("Largest batch, keys and values.", parse_size, 16 * MiB, 1)
     max_batch_items: int = _setting("Most items in a batch.", _parse_count, 100_000, 1)
     max_body_bytes: int = _setting("Largest request body.", parse_size, 32 * MiB, 1)
-    max_queued_bytes: int = _setting("Bytes queued for commit before writes are refused.", parse_size, 64 * MiB, 1)
+    max_queued_bytes: int = _setting("Memory of queued writes before more are refused.", parse_size, 64 * MiB, 1)
     max_frame_bytes: int = _setting("Largest frame of the peer protocol.", parse_size, 64 * MiB, 4 * KiB)
 
     def __post_init__(self) -> None:
@@ -158,9 +162,10 @@ class Config:
                 f"{largest_write} bytes and {framing} for framing",
                 setting="max_frame_bytes",
             )
-        if largest_write > self.max_queued_bytes:
+        in_memory = largest_write + OPERATION_BYTES * self.max_batch_items
+        if in_memory > self.max_queued_bytes:
             raise ConfigError(
-                f"--max-queued-bytes {self.max_queued_bytes} cannot hold the largest allowed write: {largest_write}",
+                f"--max-queued-bytes {self.max_queued_bytes} cannot hold the largest allowed write: {in_memory}",
                 setting="max_queued_bytes",
             )
 

@@ -16,7 +16,7 @@ from kvnode.node.errors import EngineClosed, EngineFailed, Syncing
 from kvnode.node.storage.cache import LruCache
 from kvnode.node.storage.engine import Engine, Scan
 from kvnode.node.worker import Worker
-from kvnode.protocol.types import Epoch, Position, Seq
+from kvnode.protocol.types import Epoch, Position
 
 #: A range read's chunk: large enough to make the hop to the worker cheap, small enough that its thread does not keep
 #: the loop from running for long and that a reader's memory stays small.
@@ -40,7 +40,6 @@ class PointReads:
     def __init__(
         self,
         engine: Engine,
-        epoch: Epoch,
         cache: LruCache,
         applied: AppliedSeq,
         worker: Worker,
@@ -48,7 +47,6 @@ class PointReads:
         engine_failed: Callable[[EngineFailed], None],
     ) -> None:
         self._engine = engine
-        self._epoch = epoch
         self._cache = cache
         self._applied = applied
         self._worker = worker
@@ -110,7 +108,6 @@ class PointReads:
         records: list[Record | Exception | None],
         position: Position,
     ) -> None:
-        applied = Position(self._epoch, position.seq)
         for key, record in zip(keys, records, strict=True):
             if self._fills.get(key) is trip:
                 del self._fills[key]
@@ -122,7 +119,7 @@ class PointReads:
                 if isinstance(record, Exception):
                     future.set_exception(record)
                 else:
-                    future.set_result(ReadResult(record, applied))
+                    future.set_result(ReadResult(record, position))
 
     def _fail(
         self,
@@ -151,9 +148,9 @@ class RangeRead:
     """
 
     def __init__(
-        self, engine: Engine, wanted: KeyRange, epoch: Epoch, encode: Callable[[Sequence[Item]], bytes], worker: Worker
+        self, engine: Engine, wanted: KeyRange, encode: Callable[[Sequence[Item]], bytes], worker: Worker
     ) -> None:
-        self.applied = Position(epoch, 0)
+        self.applied = Position(Epoch(0), 0)
         self.count = 0
         self.next_key: bytes | None = None
         self._engine = engine
@@ -169,8 +166,7 @@ class RangeRead:
         Raises:
             RecordDamaged, EngineClosed, EngineFailed.
         """
-        seq = await self._worker.run(self._open)
-        self.applied = Position(self.applied.epoch, seq)
+        self.applied = await self._worker.run(self._open)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -191,9 +187,9 @@ class RangeRead:
 
     # ---- on the worker thread, in the order of the calls -----------------------------------------------------------
 
-    def _open(self) -> Seq:
+    def _open(self) -> Position:
         self._scan = self._engine.scan(self._wanted)
-        return self._scan.applied.seq
+        return self._scan.applied
 
     def _read_chunk(self) -> tuple[int, bytes]:
         """(items, what `encode` made of them); no items at the confirmed end."""

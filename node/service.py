@@ -127,13 +127,16 @@ class Node:
             return 1
         self._log.info("listening", http=address, name=self._identity.name, role=self._identity.role)
         await self._stop.wait()
-        return await (self._stop_cleanly() if self._failure is None else self._stop_after_failure())
+        faulthandler.dump_traceback_later(_STUCK_S, exit=True)
+        try:
+            return await (self._stop_cleanly() if self._failure is None else self._stop_after_failure())
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     async def _stop_cleanly(self) -> int:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         self._log.info("stopping", reason=self._stop_reason)
-        faulthandler.dump_traceback_later(_STUCK_S, exit=True)
         self.front.stop_accepting()
         self.store.stop_writes()
         ending = loop.call_later(_WAITS_END_S, self.store.end_waits)
@@ -145,7 +148,6 @@ class Node:
         await self.front.close(max(0.1, began_s + _WAITS_END_S - loop.time()))
         ending.cancel()
         closed = await self._close_store(max(0.1, began_s + _STOPPED_S - loop.time()))
-        faulthandler.cancel_dump_traceback_later()
         if self._failure is not None or not closed:
             return 1
         self._log.info("stopped", seconds=loop.time() - began_s)

@@ -20,7 +20,7 @@ from kvnode.node.api import Acks, Item, KeyRange, RangeStream, ReadResult, ReadT
 from kvnode.node.applied import AppliedSeq
 from kvnode.node.clock import Clock
 from kvnode.node.commit import Committed, Committer
-from kvnode.node.config import Config
+from kvnode.node.config import OPERATION_BYTES, Config
 from kvnode.node.errors import (
     Draining,
     EngineClosed,
@@ -67,7 +67,11 @@ class _State(enum.Enum):
 
 
 class _Write:
-    """A queued write."""
+    """A queued write.
+
+    Attributes:
+        size: what it holds in memory, about, in bytes.
+    """
 
     __slots__ = ("future", "ops", "size")
 
@@ -115,13 +119,15 @@ class Store:
         self.cache = LruCache(config.cache_bytes)
         self.counters = StoreCounters()
         self._engine = storage.engine
-        self._applied = AppliedSeq(storage.wal.last_seq, loop)
+        #: The last published entry's position; of an epoch before the current one until this one has an entry.
+        self.applied = storage.engine.applied.position
+        self._applied = AppliedSeq(self.applied.seq, loop)
         self._commits = Worker("kvnode-commit", loop)
         self._point_reads = Worker("kvnode-read", loop)
         self._range_reads = (Worker("kvnode-range-0", loop), Worker("kvnode-range-1", loop))
         self._maintenance = Worker("kvnode-maintenance", loop)
         self._reads = PointReads(
-            storage.engine, self.epoch, self.cache, self._applied, self._point_reads, loop, self._engine_failed
+            storage.engine, self.cache, self._applied, self._point_reads, loop, self._engine_failed
         )
         self._committer = self._new_committer()
         self._ranges_begun = 0
@@ -140,12 +146,8 @@ class Store:
     # ---- what fronts ask -----------------------------------------------------------------------------------------
 
     @property
-    def applied(self) -> Position:
-        return Position(self.epoch, self._applied.seq)
-
-    @property
     def queued_bytes(self) -> int:
-        """Keys and values that wait for their commit, or are in the group in flight."""
+        """What waits for its commit, or is in the group in flight."""
         return self._queued_bytes
 
     @property
@@ -205,7 +207,7 @@ class Store:
             raise rebuilding()
         worker = self._range_reads[self._ranges_begun % len(self._range_reads)]
         self._ranges_begun += 1
-        stream = RangeRead(self._engine, wanted, self.epoch, encode, worker)
+        stream = RangeRead(self._engine, wanted, encode, worker)
         try:
             await stream.open()
             await self._applied.reached(stream.applied.seq)
@@ -219,6 +221,8 @@ class Store:
         return stream
 
     async def wait_applied(self, token: ReadToken) -> None:
+        if token.seq == 0:
+            return
         if token.epoch is not None:
             end = self.history.end(token.epoch, self._applied.seq)
             if end is None or (token.seq > end and token.epoch != self.epoch):
@@ -307,7 +311,7 @@ class Store:
         return Draining("this node is stopping and takes no more writes; nothing was written")
 
     def _check_limits(self, ops: Sequence[Op]) -> int:
-        """The write's size: bytes of keys and values.
+        """What the write holds in memory, about: its keys and values, and `OPERATION_BYTES` for each operation.
 
         Raises:
             TooLarge: a limit is passed.
@@ -330,7 +334,7 @@ class Store:
                 raise TooLarge("max_batch_items", config.max_batch_items, len(ops))
             if size > config.max_batch_bytes:
                 raise TooLarge("max_batch_bytes", config.max_batch_bytes, size)
-        return size
+        return size + OPERATION_BYTES * len(ops)
 
     def _start_group(self) -> None:
         self._group_scheduled = False
@@ -399,7 +403,11 @@ class Store:
                     cache.put(key, Record(position, op.expires_ms, op.value))
                 else:
                     cache.discard(key)
-        self._applied.advance(committed.entries[-1].seq)
+        self._advance(committed.entries[-1].position)
+
+    def _advance(self, position: Position) -> None:
+        self.applied = position
+        self._applied.advance(position.seq)
 
     def _group_failed(self, error: BaseException) -> None:
         group = self._take_group()
@@ -489,7 +497,7 @@ class Store:
         self._state = _State.STOPPING if self._stopping else _State.SERVING
         self._rebuild_task = None
         self.counters.engine_rebuilds += 1
-        self._applied.advance(self.wal.last_seq)
+        self._advance(engine.applied.position)
         self._start_group()
 
     async def _replace_engine(self) -> Engine | None:

@@ -172,7 +172,7 @@ def test_a_group_without_effect_touches_no_disk() -> None:
 
 
 def test_in_an_empty_node_a_no_op_is_answered_with_seq_0() -> None:
-    assert new_node().commit([delete(b"x")]).outcomes == [WriteResult(Position(EPOCH, 0), 0)]
+    assert new_node().commit([delete(b"x")]).outcomes == [WriteResult(Position(Epoch(0), 0), 0)]
 
 
 def test_a_batch_is_logged_whole_with_its_operations_without_effect() -> None:
@@ -216,7 +216,7 @@ def test_a_group_of_which_nothing_remains_is_not_logged() -> None:
     before = len(node.disk.calls)
     committed = node.commit([delete(b"bad")], [delete(b"x")])
     assert isinstance(committed.outcomes[0], RecordDamaged)
-    assert committed.outcomes[1] == WriteResult(Position(EPOCH, 0), 0)
+    assert committed.outcomes[1] == WriteResult(Position(Epoch(0), 0), 0)
     assert len(node.disk.calls) == before
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvnode.node.config import SETTINGS, Address, Config, GiB, KiB, MiB, load_config, parse_size
+from kvnode.node.config import OPERATION_BYTES, SETTINGS, Address, Config, GiB, KiB, MiB, load_config, parse_size
 from kvnode.node.errors import ConfigError
 from kvnode.protocol.entry import EntryEncoder
 from kvnode.protocol.types import Entry, Epoch, put
@@ -32,7 +32,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "max_batch_bytes": ("2m", 2 * MiB),
     "max_batch_items": ("7", 7),
     "max_body_bytes": ("1B", 1),
-    "max_queued_bytes": ("32mib", 32 * MiB),
+    "max_queued_bytes": ("48mib", 48 * MiB),
     "max_frame_bytes": ("128MiB", 128 * MiB),
 }
 
@@ -210,6 +210,7 @@ def test_a_key_must_fit_a_request_line() -> None:
 )
 def test_the_queue_must_hold_the_largest_write(limits: dict[str, int]) -> None:
     largest = max(limits["max_batch_bytes"], limits["max_key_bytes"] + limits["max_value_bytes"])
+    largest += OPERATION_BYTES * Config().max_batch_items
     assert Config(max_queued_bytes=largest, **limits).max_queued_bytes == largest
     with pytest.raises(ConfigError, match=f"--max-queued-bytes {largest - 1} cannot hold .*: {largest}") as caught:
         Config(max_queued_bytes=largest - 1, **limits)

@@ -36,7 +36,7 @@ class Rig:
         self.applied = AppliedSeq(0, loop)
         self.worker = Worker("kvnode-test", loop)
         self.failures: list[EngineFailed] = []
-        self.reads = PointReads(self.engine, EPOCH, self.cache, self.applied, self.worker, loop, self.failures.append)
+        self.reads = PointReads(self.engine, self.cache, self.applied, self.worker, loop, self.failures.append)
         self.seq = 0
         self.trips: list[list[bytes]] = []
         self.watch(self.engine)
@@ -327,7 +327,7 @@ async def chunks(stream: RangeRead) -> list[bytes]:
 
 
 def new_range(rig: Rig, encoder: Any = encode, **wanted: Any) -> RangeRead:
-    return RangeRead(rig.engine, KeyRange(**wanted), EPOCH, encoder, rig.worker)
+    return RangeRead(rig.engine, KeyRange(**wanted), encoder, rig.worker)
 
 
 async def test_a_range_in_chunks(rig: Rig) -> None:

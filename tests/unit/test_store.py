@@ -7,6 +7,7 @@ import pytest
 
 from kvnode.node import store as store_module
 from kvnode.node.api import Acks, ReadToken, Record, WriteResult
+from kvnode.node.config import OPERATION_BYTES
 from kvnode.node.errors import (
     HistoryLost,
     NotCaughtUp,
@@ -56,10 +57,10 @@ async def test_what_arrives_while_a_group_is_written_is_the_next_group() -> None
 
 
 async def test_a_group_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_GROUP_BYTES", 100)
+    monkeypatch.setattr(store_module, "_GROUP_BYTES", 1000)
     async with running() as node:
-        sizes = [40, 60, 1, 99, 150, 1, 100, 100, 1]
-        futures = [node.put(b"k", b"1" * (size - 1)) for size in sizes]
+        sizes = [400, 600, 210, 790, 1500, 210, 1000, 1000, 210]
+        futures = [node.put(b"k", b"1" * (size - OPERATION_BYTES - 1)) for size in sizes]
         await asyncio.gather(*futures)
         # Each as large as fits; one that is larger than the bound goes alone.
         assert await node.groups() == [
@@ -149,7 +150,7 @@ LIMITS: dict[str, int] = {
     "max_value_bytes": 50,
     "max_batch_bytes": 100,
     "max_batch_items": 4,
-    "max_queued_bytes": 120,
+    "max_queued_bytes": 120 + 4 * OPERATION_BYTES,
 }
 
 
@@ -189,13 +190,16 @@ async def test_admission_at_and_one_past_the_limit() -> None:
             first = node.store.write(puts(50, 20))
             await hold.reached()
             second = node.store.write(puts(49))
-            # 119 of 120, those in flight included.
-            assert node.store.queued_bytes == 119
+            # All but one byte and one operation, those in flight included.
+            queued = 119 + 3 * OPERATION_BYTES
+            assert node.store.queued_bytes == queued
             with pytest.raises(Overloaded) as caught:
                 node.put(b"k", b"1")
-            assert caught.value.fields == {"limit": "max_queued_bytes", "max": 120, "queued": 119, "sent": 2}
+            maximum = LIMITS["max_queued_bytes"]
+            sent = 2 + OPERATION_BYTES
+            assert caught.value.fields == {"limit": "max_queued_bytes", "max": maximum, "queued": queued, "sent": sent}
             third = node.store.write([delete(b"k")])
-            assert node.store.queued_bytes == 120
+            assert node.store.queued_bytes == maximum
             with pytest.raises(Overloaded):
                 node.store.write([delete(b"k")])
             hold.release()
@@ -374,6 +378,25 @@ async def test_a_token_of_a_lost_history_is_refused() -> None:
             with pytest.raises(HistoryLost) as caught:
                 await node.store.wait_applied(lost)
             assert caught.value.fields == {"epoch": str(lost.epoch), "seq": lost.seq}
+
+
+async def test_a_token_outlives_restarts_without_writes() -> None:
+    """An epoch without entries is replaced by the next one; no answer may have named it."""
+    machine = Machine.new()
+    async with running(machine) as node:
+        await node.put(b"a")
+    for _ in range(3):
+        machine = machine.after_crash(KEPT)
+        async with running(machine) as node:
+            seen = (await node.store.read(b"a")).applied
+            no_op = await node.store.write([delete(b"missing")])
+            for position in (seen, node.store.applied, no_op.position):
+                await node.store.wait_applied(ReadToken(position.seq, position.epoch, 0))
+    machine = machine.after_crash(KEPT)
+    async with running(machine) as node:
+        await node.store.wait_applied(ReadToken(seen.seq, seen.epoch, 0))
+    async with running() as empty:
+        await empty.store.wait_applied(ReadToken(empty.store.applied.seq, empty.store.applied.epoch, 0))
 
 
 async def test_ending_the_waits() -> None:

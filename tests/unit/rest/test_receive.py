@@ -282,7 +282,11 @@ async def _begin_body(rig: RestRig, wire: Wire, size: int, sent: int) -> None:
 
 async def test_bodies_under_way_are_bounded_together(make_rig: MakeRig) -> None:
     rig = await make_rig(
-        max_body_bytes=100_000, max_value_bytes=10_000, max_batch_bytes=10_000, max_queued_bytes=150_000
+        max_body_bytes=100_000,
+        max_value_bytes=10_000,
+        max_batch_bytes=10_000,
+        max_batch_items=100,
+        max_queued_bytes=150_000,
     )
     async with rig.connect() as first, rig.connect() as second, rig.connect() as third:
         await _begin_body(rig, first, 100_000, 90_000)
