@@ -92,7 +92,7 @@ class Stop:
     @property
     def may_lose_the_last_group(self) -> bool:
         """Whether nothing but the log itself knows of the last group, so that its damage looks like a torn tail."""
-        return not self.clean and not self.leveldb_survives
+        return not self.clean and not self.leveldb_survives and self.checkpoint_after < len(GROUPS)
 
 
 STOPS = [
@@ -102,6 +102,7 @@ STOPS = [
     Stop("killed-after-checkpoint", 5, clean=False, leveldb_survives=True),
     Stop("power-loss", 0, clean=False, leveldb_survives=False),
     Stop("power-loss-after-checkpoint", 2, clean=False, leveldb_survives=False),
+    Stop("power-loss-after-last-checkpoint", 6, clean=False, leveldb_survives=False),
 ]
 by_stop = pytest.mark.parametrize("stop", STOPS, ids=[stop.name for stop in STOPS])
 

@@ -112,13 +112,14 @@ class SimulatedNode:
         """Return when no checkpoint and no rebuilding is under way."""
         store = self.store
         # The store has no use for such a wait itself, and offers none.
-        while tasks := [
-            task for task in (store._checkpoint_task, store._rebuild_task) if task is not None and not task.done()
-        ]:
-            await asyncio.wait(tasks)
+        while True:
+            tasks = [task for task in (store._checkpoint_task, store._rebuild_task) if task is not None]
             for task in tasks:
-                # A crash in one is no news: the plan knows of it.
-                assert task.cancelled() or isinstance(task.exception(), SimulatedCrash | None)
+                # A crash in one is no news: the plan knows of it. Any other exception is.
+                assert not task.done() or task.cancelled() or isinstance(task.exception(), SimulatedCrash | None)
+            if all(task.done() for task in tasks):
+                return
+            await asyncio.wait(tasks)
 
     async def stop(self) -> bool:
         """Stop in order; returns whether that was a clean stop."""
@@ -130,10 +131,9 @@ class SimulatedNode:
     async def abandon(self) -> None:
         """End the process, unless it ended before, as a kill does; only its threads are stopped."""
         self.machine.plan.kill()
-        if self._ended:
-            return
+        if not self._ended:
+            await self.settle()
         self._ended = True
-        await self.settle()
         store = self.store
         # Nothing of a proper stop is to run, and the threads have nothing left to do.
         for worker in (store._commits, store._point_reads, *store._range_reads, store._maintenance):
