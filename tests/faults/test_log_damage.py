@@ -120,7 +120,7 @@ def recover(rig: StorageRig, path: Path, content: bytes | None) -> Storage | Sto
     """Damage a file (None: remove it) of a copy of the directory and start; what came of it.
 
     Where the node refused, it must have left everything as it was. Where it started, it is killed and started again,
-    and must find the same; only a log that it did not look at after a clean stop may be refused then.
+    and must find the same; only a log that it did not look at after a clean stop, its size being right, may be refused.
     """
     damaged = rig.crashed(KEPT)
     if content is None:
@@ -136,10 +136,10 @@ def recover(rig: StorageRig, path: Path, content: bytes | None) -> Storage | Sto
         )
         return error
     assert storage.history.current.term > rig_term(rig)
-    if storage.wal.last_seq == LAST_SEQ and crc32(content or b"") % 5:
+    if storage.wal.last_seq == LAST_SEQ and not storage.clean and crc32(content or b"") % 5:
         return storage  # nothing was cut, so a sample is enough
     killed = damaged.crashed(DROPPED)
-    if storage.clean:
+    if storage.clean and content is not None and len(content) == len(rig.read(path)):
         with contextlib.suppress(LogDamaged):
             killed.start()
         return storage
