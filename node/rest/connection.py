@@ -13,7 +13,8 @@ keep-alive, and reading off a refused body (`lingering_time`) are aiohttp's. Wha
 - An answer that cannot be completed ends in a reset (`abort`), so that it never looks whole, not even to a client of
   HTTP/1.0, for which the end of the connection is the end of the answer.
 
-Private names used: `_messages`, `_reading_paused`, `_request_count`, `_task_handler` and `_waiter` of RequestHandler.
+Private names of RequestHandler used: `_close`, `_messages`, `_reading_paused`, `_request_count`, `_task_handler` and
+`_waiter`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Connection(RequestHandler):
 
     Attributes:
         receiving: the body of the request that was begun last.
+        is_answered: whether the answer to that request is being sent, or was.
         stamp: gives the header lines that are the same in every answer of this second.
     """
 
@@ -61,6 +63,7 @@ class Connection(RequestHandler):
         "_lost",
         "_stall_timeout_s",
         "_writable",
+        "is_answered",
         "receiving",
         "stamp",
     )
@@ -86,6 +89,7 @@ class Connection(RequestHandler):
         super().__init__(server, loop=loop, lingering_time=linger_timeout_s, **limits)
         self.stamp = stamp
         self.receiving: StreamReader = EMPTY_PAYLOAD
+        self.is_answered = False
         self._log = log
         self._stall_timeout_s = stall_timeout_s
         self._linger_timeout_s = linger_timeout_s
@@ -99,7 +103,7 @@ class Connection(RequestHandler):
     @property
     def is_open(self) -> bool:
         """Whether more requests may come."""
-        return not self._is_ending and not (self._half_closed and not self._messages)
+        return not (self._is_ending or self._close or (self._half_closed and not self._messages))
 
     @property
     def task(self) -> asyncio.Task[None] | None:
@@ -147,27 +151,32 @@ class Connection(RequestHandler):
             # The parser gave up, and aiohttp has queued the 400. (Requests that came whole in the same read are dropped
             # by aiohttp, unseen: nothing of them was done.)
             self._is_discarding = True
-            before = messages[-2][1] if len(messages) > 1 else self.receiving
-            _fail(before, web.RequestPayloadError("malformed HTTP in the body"))
+            before = messages[-2][1] if len(messages) > 1 else None
+            self._end_body(before, web.RequestPayloadError("malformed HTTP in the body"))
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         if self._is_discarding or self._is_idle or self._request_count == 0:
             return None
-        self._half_closed = True
-        body = self._messages[-1][1] if self._messages else self.receiving
-        _fail(body, web.RequestPayloadError("the client closed the connection before its end"))
+        body = None
+        if self._messages:
+            self._half_closed = True
+            body = self._messages[-1][1]
+        else:
+            # Ends the connection after the request under way, even when its answer is out already.
+            self.close()
+        self._end_body(body, web.RequestPayloadError("the client closed the connection before its end"))
         return True
 
     def end_soon(self) -> None:
         """Let the next answer be the last; an idle connection stays open for the request that may be on its way."""
         self._is_ending = True
 
-    def close_if_idle(self) -> None:
-        """Close, unless a request is under way.
+    def close_if_answered(self) -> None:
+        """Close, at once or behind the answer that is being sent, unless a request is under way.
 
         After `end_soon` such a request is the last one. (aiohttp's `close` would also stop reading its body.)
         """
-        if self._is_idle:
+        if self._is_idle or (self.is_answered and self.receiving.is_eof()):
             self.close()
 
     # ---- for answers -----------------------------------------------------------------------------------------------
@@ -222,6 +231,20 @@ class Connection(RequestHandler):
         """Whether it waits for the head of a request."""
         return self._waiter is not None and not self._waiter.done()
 
+    def _end_body(self, waiting: StreamReader | None, error: Exception) -> None:
+        """Let the body that is being received come no further; does nothing to one that is whole.
+
+        Args:
+            waiting: that body if it is of a request that has not begun; None for the request that was begun last.
+            error: what its reader gets. A body that is only read off behind its answer just ends.
+        """
+        body = self.receiving if waiting is None else waiting
+        if not body.is_eof():
+            if waiting is not None or not self.is_answered:
+                body.set_exception(error)
+            # So that aiohttp does not wait for the rest after the answer.
+            body.feed_eof()
+
     def _set_writable(self) -> None:
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
@@ -235,14 +258,6 @@ class Connection(RequestHandler):
         queued = array.array("i", [0])
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
         return transport.get_write_buffer_size() + queued[0]
-
-
-def _fail(body: StreamReader, error: Exception) -> None:
-    """Make the reader of a body that is not whole give up; does nothing to one that is."""
-    if not body.is_eof():
-        body.set_exception(error)
-        # So that aiohttp does not wait for the rest after the answer.
-        body.feed_eof()
 
 
 def _describe(error: HttpProcessingError) -> str:

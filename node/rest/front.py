@@ -85,6 +85,11 @@ class RestFront:
         self._listener: asyncio.Server | None = None
 
     @property
+    def connection_count(self) -> int:
+        """Connections that are open."""
+        return len(self._connections())
+
+    @property
     def held_bytes(self) -> int:
         """What the request bodies under way hold."""
         return self._bodies.held_bytes
@@ -139,10 +144,14 @@ class RestFront:
         # What was accepted last begins to wait for its request in this turn.
         await asyncio.sleep(0)
         for connection in self._connections():
-            connection.close_if_idle()
+            connection.close_if_answered()
         tasks = [task for connection in self._connections() if (task := connection.task) is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=_CANCEL_TIMEOUT_S)
         await self._server.shutdown(_CANCEL_TIMEOUT_S)
 
     def _connections(self) -> list[Connection]:

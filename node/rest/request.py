@@ -45,6 +45,7 @@ class Request:
         self.path = ""
         self.query = ""
         connection.receiving = payload
+        connection.is_answered = False
 
     @property
     def is_head(self) -> bool:

@@ -112,6 +112,7 @@ class Response:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("connection lost")
         self.keep_alive = keep_alive = request.keeps_alive()
+        connection.is_answered = True
         stamp, lines, body = connection.stamp.lines(), self.lines, self.body
         if not (keep_alive and request.is_http_11):
             lines += _connection_line(request, keep_alive)
@@ -197,6 +198,7 @@ class StreamedResponse:
         connection = request.connection
         is_chunked = request.is_http_11
         self.keep_alive = is_chunked and request.keeps_alive()
+        connection.is_answered = True
         pending = b"%b%b%b%b%b\r\n" % (
             _STATUS_LINES[200],
             connection.stamp.lines(),

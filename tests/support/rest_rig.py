@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -133,8 +133,9 @@ class Wire:
         return await self.reader.read()
 
     def half_close(self) -> None:
-        """Send nothing more."""
-        self.writer.write_eof()
+        """Send nothing more; nothing happens when the connection is lost already."""
+        with suppress(OSError):
+            self.writer.write_eof()
 
     def reset(self) -> None:
         """Leave without a word."""
@@ -206,8 +207,8 @@ MakeRig: TypeAlias = Callable[..., Awaitable[RestRig]]
 
 
 def make_rig_config(**settings: Any) -> Config:
-    """A configuration for a free port."""
-    return Config(http=_ANY_PORT, **settings)
+    """A configuration, for a free port unless it says otherwise."""
+    return Config(**{"http": _ANY_PORT, **settings})
 
 
 def _headers(lines: list[str]) -> dict[str, str]:

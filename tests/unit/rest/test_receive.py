@@ -255,6 +255,28 @@ async def test_malformed_chunks_are_answered_at_once(rig: RestRig, rest: bytes) 
     assert rig.store.writes == []
 
 
+@pytest.mark.parametrize("end", ["half_close", "malformed", "reset"])
+async def test_the_rest_of_a_refused_body_may_be_anything(make_rig: MakeRig, end: str) -> None:
+    """It is read off behind the answer, and its end is nobody's error."""
+    rig = await make_rig(max_body_bytes=1000)
+    async with rig.connect() as wire:
+        wire.send(head("/put", "Transfer-Encoding: chunked") + b"fff\r\n" + b" " * 2000)
+        answer = await wire.answer()
+        assert (answer.status, answer.error["code"]) == (413, "too_large")
+        match end:
+            case "half_close":
+                wire.half_close()
+            case "malformed":
+                wire.send(b" " * 2095 + b"no chunk\r\n")
+            case "reset":
+                wire.reset()
+        if end != "reset":
+            assert await wire.at_end()
+    while rig.front.connection_count > 1:
+        await rig.ask("GET", "/health")
+    assert rig.log.events == []
+
+
 async def test_malformed_chunks_behind_a_request_that_is_handled(rig: RestRig) -> None:
     """The body fails before its request's turn comes."""
     rig.store.hold = True
