@@ -36,6 +36,18 @@ def lost_its_root(directory: Path) -> bool:
     return "CURRENT" not in names and any(name.endswith((_LOG, *_TABLES)) for name in names)
 
 
+def has_its_root(directory: Path) -> bool:
+    """Whether the file from which LevelDB finds everything is there, and the manifest that it names.
+
+    A database that is open goes on without them, and what it writes then is found by nobody.
+    """
+    try:
+        manifest = os.fsdecode((directory / "CURRENT").read_bytes()).strip()
+    except FileNotFoundError:
+        return False
+    return manifest != "" and (directory / manifest).exists()
+
+
 def set_logs_aside(directory: Path) -> list[Path]:
     """Hide LevelDB's own logs from it, in place of those that were set aside before.
 

@@ -14,7 +14,8 @@ What is relied on, and shown by tests on damaged files:
 - After a failed write LevelDB takes further ones and loses them: the first failure is final here.
 - `compact_range` says neither whether it failed nor whether it did anything (LevelDB drops the request when it joins
   it to a write under way). What proves a flush is that the logs of before are gone: LevelDB deletes a log once its
-  contents are in synced tables that a synced manifest names.
+  contents are in synced tables that a synced manifest names. It proves nothing when somebody else removed files: a
+  flush that finds no log at all, or no manifest behind it, has failed.
 - A database, iterator or snapshot must not be closed while a thread is inside: everything goes through one gate.
 """
 
@@ -37,7 +38,7 @@ from kvnode.node.api import Item, KeyRange, Record
 from kvnode.node.config import Config
 from kvnode.node.errors import EngineClosed, EngineFailed, RecordDamaged, UnknownFormat
 from kvnode.node.fs import RealFs
-from kvnode.node.storage.dbfiles import log_names, lost_its_root, put_logs_back, set_logs_aside
+from kvnode.node.storage.dbfiles import has_its_root, log_names, lost_its_root, put_logs_back, set_logs_aside
 from kvnode.node.storage.engine import Applied, Engine
 from kvnode.node.storage.gate import Gate
 from kvnode.node.storage.records import (
@@ -237,6 +238,8 @@ class LevelDbEngine:
             if applied is not self._flushed:
                 try:
                     self._move_to_tables(log_names(self._path))
+                    if not has_its_root(self._path):
+                        raise plyvel.Error("CURRENT or the manifest was removed")
                     # LevelDB does not sync the renaming of CURRENT.
                     RealFs().sync_directory(self._path)
                 except (plyvel.Error, OSError) as error:
@@ -300,6 +303,8 @@ class LevelDbEngine:
             plyvel.Error: the error that keeps LevelDB from it.
             OSError: the directory cannot be read.
         """
+        if not logs:
+            raise plyvel.Error("LevelDB's log was removed")
         for _ in range(_FLUSH_ATTEMPTS):
             self._db.compact_range(start=_NOTHING, stop=_NOTHING)
             for _ in range(_FLUSH_POLLS):

@@ -219,8 +219,8 @@ class Recovery:
             raise DataLost(
                 f"{self._layout.root}: entries up to seq {known_durable} were durable, "
                 f"but the log ends at {log_last_seq} and LevelDB at {applied_seq}",
-                hint="rebuild this node from its primary with `kvnode join`, restore the directory as a whole, or "
-                f"accept the loss with `kvnode wal repair {self._layout.root}`",
+                hint="restore the directory as a whole, or accept the loss with "
+                f"`kvnode wal repair {self._layout.root}`",
             )
         last_seq = max(log_last_seq, applied_seq)
         self._log.warning("loss_accepted", first_lost_seq=last_seq + 1, last_lost_seq=known_durable)
@@ -377,7 +377,7 @@ class Recovery:
         begins = f"begins at seq {first_seqs[0]}" if first_seqs else "is missing"
         return DataLost(
             f"{self._layout.db}: LevelDB is missing or damaged beyond seq {checkpoint_seq}, and the log {begins}",
-            hint="rebuild this node from its primary with `kvnode join`, or restore the directory as a whole",
+            hint="restore the directory as a whole; `kvnode wal dump` prints what the log still holds",
         )
 
     def _check_reach(self, applied: Applied, first_seqs: list[Seq], history: History, checkpoint_seq: Seq) -> None:
@@ -386,9 +386,12 @@ class Recovery:
             raise DataLost(
                 f"{self._layout.wal}: the log begins at seq {first_seqs[0]}, but LevelDB is durable only up to "
                 f"{checkpoint_seq}: segments between are missing",
-                hint="put the missing segments back, or rebuild this node from its primary with `kvnode join`",
+                hint="put the missing segments back, restore the directory as a whole, or go on without those entries after "
+                f"`kvnode wal repair {self._layout.root}`",
             )
         if applied.position.epoch != history.epoch_of(applied.position.seq):
+            if not history.reigns:
+                raise self._files.missing(self._layout.history, f"though LevelDB stands at {applied.position}")
             raise DataLost(
                 f"{self._layout.db}: LevelDB stands at {applied.position}, which is not in {self._layout.history}",
                 hint="db/, wal/ and history belong together: restore all of them from one copy",
@@ -529,12 +532,16 @@ def reopen_engine(fs: Fs, layout: Layout, open_engine: EngineFactory, wal: Wal, 
     """Open LevelDB again in a running node, after it failed and was closed, and bring it level with the log.
 
     Raises:
-        EngineFailed: it cannot be opened or written.
+        EngineFailed: it cannot be opened or written, or came back without what a checkpoint covers.
         LogDamaged: the log does not hold what it held.
     """
     # Without paranoid checks: what its own log lost in the failure is what the replay brings back.
     engine = open_engine(layout.db, paranoid=False)
     try:
+        held_seq = engine.applied.position.seq
+        if held_seq < checkpoint_seq:
+            # A replay from the checkpoint would hide that what lies before it is gone.
+            raise EngineFailed(f"{layout.db}: LevelDB was durable up to seq {checkpoint_seq}, but holds {held_seq} now")
         segments = [segment for segment in wal.segments if segment.last_seq > checkpoint_seq]
         replay(engine, read_segments(fs, layout.wal, segments), checkpoint_seq)
     except BaseException:
@@ -552,8 +559,12 @@ def read_segments(fs: Fs, directory: Path, segments: Sequence[Segment]) -> Itera
     for segment in segments:
         path = directory / segment.name
         data = read_file(fs, path)[: segment.end]
+        last_seq, end = segment.first_seq - 1, HEADER_BYTES
         try:
             for record in read_records(data, segment.first_seq):
                 yield record.entry, len(record.payload)
+                last_seq, end = record.entry.seq, record.end
         except Damage as damage:
             raise LogDamaged(path, damage.offset, damage.seq, damage.reason) from damage
+        if last_seq != segment.last_seq:
+            raise LogDamaged(path, end, last_seq + 1, f"the segment reached up to seq {segment.last_seq} before")

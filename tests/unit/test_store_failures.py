@@ -18,11 +18,12 @@ from kvnode.node.errors import (
     StorageFull,
     Syncing,
 )
+from kvnode.node.storage.segment import read_records
 from kvnode.protocol.types import Position, delete
 from support.crash_plan import KEPT
 from support.holds import Hold, turns
 from support.running_node import RunningNode, running
-from support.simulated_node import Machine
+from support.simulated_node import LAYOUT, Machine
 
 BIG = b'"%s"' % (b"x" * 1500)
 
@@ -428,6 +429,38 @@ async def test_leveldb_cannot_be_brought_back(damage: str) -> None:
         assert not node.store.serving
         with pytest.raises(Draining):
             node.put(b"c")
+        await node.store.drain()
+
+
+async def test_leveldb_that_comes_back_without_what_a_checkpoint_covers_ends_the_node() -> None:
+    async with running() as node:
+        await node.put(b"a")
+        await fill_a_segment(node)
+        await node.settle()
+        assert node.store.checkpoint_seq > 0
+        node.machine.engines.lose_everything(LAYOUT.db)
+        await node.fail_the_engine_outside_of_a_commit()
+        await node.settle()
+        assert [type(error) for error in node.failures] == [EngineFailed]
+        assert "was durable up to seq" in str(node.failures[0])
+        assert not node.store.serving
+        await node.store.drain()
+
+
+async def test_a_log_whose_end_is_gone_when_it_is_to_be_replayed_ends_the_node() -> None:
+    async with running() as node:
+        await node.put(b"a")
+        await node.put(b"b")
+        (segment,) = node.store.wal.segments
+        path = LAYOUT.wal / segment.name
+        content = node.machine.disk.snapshot()[path]
+        last = list(read_records(content, 1))[-1]
+        node.machine.disk.put_file(path, content[: last.offset].ljust(len(content), b"\0"))
+        await node.fail_the_engine_outside_of_a_commit()
+        await node.settle()
+        (failure,) = node.failures
+        assert isinstance(failure, LogDamaged)
+        assert (failure.path, failure.offset, failure.seq) == (path, last.offset, 2)
         await node.store.drain()
 
 

@@ -149,6 +149,20 @@ def test_flush_that_cannot_be_shown_fails(tmp_path: Path, monkeypatch: pytest.Mo
         assert read_range(engine, KeyRange()) == ([(b"a", b"1")], None)
 
 
+@pytest.mark.parametrize("removed", ["*.log", "CURRENT", "MANIFEST-*", "*"])
+def test_flush_into_files_that_somebody_removed_fails(removed: str, tmp_path: Path) -> None:
+    """LevelDB writes on into open files that have no name any more, and its log is gone as after a flush."""
+    path = tmp_path / "db"
+    with opened(SMALL, path) as engine:
+        fill(engine, 1, {b"a": b"1"})
+        for file in path.glob(removed):
+            file.unlink()
+        with pytest.raises(EngineFailed, match="was removed"):
+            engine.flush()
+        with pytest.raises(EngineFailed, match="failed before"):
+            fill(engine, 2, {b"b": b"1"})
+
+
 def test_closed_engine_flushes_nothing(tmp_path: Path) -> None:
     engine = SMALL(tmp_path / "db", paranoid=True)
     assert engine.close(10)
