@@ -76,7 +76,7 @@ class RestFront:
         self._stamp = DateStamp(clock or RealClock())
         self._bodies = BodyReceiver(config.max_body_bytes, config.max_queued_bytes, body_timeout_s)
         self._routes = Routes(
-            WriteRoutes(store, self._bodies).table,
+            WriteRoutes(store, self._bodies, config.max_batch_items).table,
             ReadRoutes(store, config.max_key_bytes).table,
             RangeRoutes(store, config.max_key_bytes, self._report_broken).table,
             OperatingRoutes(node).table,
@@ -170,13 +170,17 @@ class RestFront:
         # The route only: what follows may be a key.
         route = request.path if request.path in self._routes.paths else "/read/"
         if isinstance(error, KvError):
-            self._log.error("request_failed", route=route, code=error.code, reason=error.message)
+            self._report_expected("request_failed", error, route)
         else:
             self._log.error("request_failed", error, route=route)
 
     def _report_broken(self, error: Exception) -> None:
         """Log why a range's answer had to be broken off."""
         if isinstance(error, KvError):
-            self._log.error("answer_broken_off", route="/readrange", code=error.code, reason=error.message)
+            self._report_expected("answer_broken_off", error, "/readrange")
         else:
             self._log.error("answer_broken_off", error, route="/readrange")
+
+    def _report_expected(self, event: str, error: KvError, route: str) -> None:
+        hint = {} if error.hint is None else {"hint": error.hint}
+        self._log.error(event, None, route=route, code=error.code, reason=error.message, **hint)

@@ -25,8 +25,9 @@ class WriteRoutes:
     nothing; `asyncio.shield` would keep the future whole at the price of one more turn of the loop for every write.
     """
 
-    def __init__(self, store: StoreApi, bodies: BodyReceiver) -> None:
+    def __init__(self, store: StoreApi, bodies: BodyReceiver, max_batch_items: int) -> None:
         self._store = store
+        self._max_batch_items = max_batch_items
         self._bodies = bodies
         self._encode_key = msgspec.json.Encoder().encode
 
@@ -49,7 +50,7 @@ class WriteRoutes:
     async def put_batch(self, request: Request) -> Response:
         """Set many keys in one atomic write."""
         acks = parse_acks(parse_query(request.query, WRITE_PARAMETERS)) if request.query else None
-        ops: Sequence[Op] = decode_batch(await self._bodies.receive(request))
+        ops: Sequence[Op] = decode_batch(await self._bodies.receive(request), self._max_batch_items)
         result = await self._store.write(ops, acks)
         return _written(result, b'{"status":"OK","count":%d,"seq":%d}' % (len(ops), result.position.seq))
 

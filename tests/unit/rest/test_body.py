@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvnode.node.errors import InvalidJson, InvalidRequest
+from kvnode.node.errors import InvalidJson, InvalidRequest, TooLarge
 from kvnode.node.rest.body import decode_batch, decode_delete, decode_put
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.types import delete, put
+
+batch = functools.partial(decode_batch, max_items=1000)
 
 
 def is_json(text: bytes) -> bool:
@@ -99,10 +102,10 @@ def test_batch_gives_the_values_as_they_were_sent(items: list[tuple[str, str]], 
     bad = [index for index, (key, _) in enumerate(items) if not json.loads(key) or has_lone_surrogate(key)]
     if bad:
         with pytest.raises(InvalidRequest) as caught:
-            decode_batch(body)
+            batch(body)
         assert caught.value.fields["field"] in {f"$[{index}].key" for index in bad}
         return
-    assert decode_batch(body) == [put(json.loads(key).encode(), value.encode()) for key, value in items]
+    assert batch(body) == [put(json.loads(key).encode(), value.encode()) for key, value in items]
 
 
 DAMAGE = st.sampled_from([b"", b'"', b"\\", b"u", b"d8", b"\x00", b"\xff", b"{", b"]", b",", b"1", b" "])
@@ -134,7 +137,7 @@ def test_damaged_bodies_are_taken_exactly_if_they_are_json(value: str, mutations
 @given(st.binary(max_size=40))
 @settings(max_examples=500)
 def test_garbage_is_refused_as_a_clients_mistake(body: bytes) -> None:
-    for decode in (decode_put, decode_batch, decode_delete):
+    for decode in (decode_put, batch, decode_delete):
         with pytest.raises((InvalidJson, InvalidRequest)):
             decode(body)
 
@@ -158,7 +161,7 @@ def test_what_is_no_json_is_refused(value: str) -> None:
     with pytest.raises(InvalidJson):
         decode_put(b'{"key":"k","value":' + value.encode() + b"}")
     with pytest.raises(InvalidJson):
-        decode_batch(b'[{"key":"k","value":' + value.encode() + b"}]")
+        batch(b'[{"key":"k","value":' + value.encode() + b"}]")
 
 
 # fmt: off
@@ -174,7 +177,7 @@ UNUSUAL_JSON = [
 def test_unusual_json_is_taken_and_kept(value: str) -> None:
     assert is_json(value.encode())
     assert decode_put(b'{"key":"k","value": ' + value.encode() + b" }")[1].value == value.encode()
-    assert decode_batch(b'[{"key":"k","value": ' + value.encode() + b" }]")[0].value == value.encode()
+    assert batch(b'[{"key":"k","value": ' + value.encode() + b" }]")[0].value == value.encode()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_unusual_json_is_taken_and_kept(value: str) -> None:
 )
 @pytest.mark.parametrize("body", [b'{"key":"k","value":"%b"}', b'{"key":"%b","value":1}', b'{"%b":1}', b'"%b"', b"%b"])
 def test_what_is_no_utf_8_is_refused_anywhere(encoded: bytes, body: bytes) -> None:
-    for decode in (decode_put, decode_batch, decode_delete):
+    for decode in (decode_put, batch, decode_delete):
         with pytest.raises(InvalidJson, match="UTF-8"):
             decode(body % encoded)
 
@@ -222,7 +225,7 @@ def test_keys_are_decoded_alike_whether_or_not_the_value_has_a_lone_surrogate(
 ) -> None:
     for body, decode in (
         (f'{{"key":"{key}","value":{value}}}', lambda body: decode_put(body)[1].key),
-        (f'[{{"key":"{key}","value":{value}}}]', lambda body: decode_batch(body)[0].key),
+        (f'[{{"key":"{key}","value":{value}}}]', lambda body: batch(body)[0].key),
     ):
         if is_taken:
             assert decode(body.encode()) == json.loads(f'"{key}"').encode()
@@ -243,11 +246,11 @@ def test_delete() -> None:
     ("decode", "body", "field"),
     [
         (decode_put, '{"key":"k","value":1,"%s":1}', "%s"),
-        (decode_batch, '[{"key":"k","value":1,"%s":1}]', "$[0].%s"),
+        (batch, '[{"key":"k","value":1,"%s":1}]', "$[0].%s"),
         (decode_delete, '{"key":"k","%s":1}', "%s"),
     ],
 )
-@pytest.mark.parametrize("name", ["ttl", "", "k" * 10_000, "a`b", "\\ud800", "x` - at `$[7].y"])
+@pytest.mark.parametrize("name", ["ttl", "", "k" * 10_000, "a`b", "x` - at `$[7].y"])
 def test_unknown_members_are_named(decode: Callable[[bytes], Any], body: str, field: str, name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         decode((body % name).encode())
@@ -258,12 +261,35 @@ def test_unknown_members_are_named(decode: Callable[[bytes], Any], body: str, fi
     caught.value.message.encode()
 
 
+@pytest.mark.parametrize("name", ["\\ud800", "\\uD83D\\ude00", "key\\udfff", "\\ud7ff", "key\\\\"])
+def test_unknown_members_with_odd_names_are_named(name: str) -> None:
+    for decode, body in (
+        (decode_put, f'{{"key":"k","value":"\\ud800","{name}":1}}'),
+        (batch, f'[{{"key":"k","value":"\\ud800","{name}":1}}]'),
+        (decode_delete, f'{{"{name}":1,"key":"\\ud800"}}'),
+    ):
+        with pytest.raises(InvalidRequest, match="unknown field") as caught:
+            decode(body.encode())
+        # Nearly as sent, or decoded where it could be.
+        assert caught.value.fields["field"] in (name.lower(), json.loads(f'"{name}"'))
+
+
+@pytest.mark.parametrize("value", ["1", '"\\ud800"'])
+def test_a_batch_at_its_limit_and_one_past(value: str) -> None:
+    body = ",".join([f'{{"key":"k","value":{value}}}'] * 10)
+    assert len(decode_batch(f"[{body}]".encode(), 10)) == 10
+    with pytest.raises(TooLarge) as caught:
+        decode_batch(f"[{body}]".encode(), 9)
+    assert caught.value.fields == {"limit": "max_batch_items", "max": 9, "sent": 10}
+
+
 def test_offsets_are_told_where_they_are_right() -> None:
     with pytest.raises(InvalidJson, match=r"\(byte 19\)"):
         decode_put(b'{"key":"k","value":x}')
-    with pytest.raises(InvalidJson) as caught:
-        decode_put(b'{"key":"k","value":["\\ud800",x]}')
-    assert "byte" not in caught.value.message
+    for value in (b'["\\ud800",x]', b'"\\ud80x"'):
+        with pytest.raises(InvalidJson) as caught:
+            decode_put(b'{"key":"k","value":' + value + b"}")
+        assert "byte" not in caught.value.message
 
 
 def test_numbers_are_never_converted() -> None:

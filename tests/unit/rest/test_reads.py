@@ -219,8 +219,9 @@ async def test_trouble_with_the_disk_is_internal_and_logged_in_one_line(
     rig.store.read_error = error
     answer = await rig.ask("GET", "/read/secret")
     assert answer.status == 500
-    assert answer.error == {"code": "internal", "message": error.message, "cause": error.code}
-    fields = {"route": "/read/", "code": error.code, "reason": error.message}
+    hint = {} if error.hint is None else {"hint": error.hint}
+    assert answer.error == {"code": "internal", "message": error.message, "cause": error.code, **hint}
+    fields = {"route": "/read/", "code": error.code, "reason": error.message, **hint}
     assert rig.log.events == [("request_failed", fields)]
     assert rig.log.traced == []
 
