@@ -1,7 +1,9 @@
 """Request bodies off the wire: limits, chunks, 100-continue, timeouts, memory."""
 
 import asyncio
+import gc
 import json
+import tracemalloc
 
 import pytest
 
@@ -348,6 +350,33 @@ async def test_what_a_broken_body_held_is_free_again(rig: RestRig, end: str) -> 
                 wire.send(b"no")
         while rig.held_bytes:
             await rig.ask("GET", "/health")
+
+
+@pytest.mark.parametrize("end", ["reset", "half_close", "malformed"])
+async def test_a_broken_body_is_freed_without_the_collector(rig: RestRig, end: str) -> None:
+    size = 0x400000
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(2):
+            async with rig.connect() as wire:
+                wire.send(head("/put", "Transfer-Encoding: chunked") + b"%x\r\n" % size + b" " * size)
+                while rig.held_bytes < size:
+                    await rig.ask("GET", "/health")
+                match end:
+                    case "reset":
+                        wire.reset()
+                    case "half_close":
+                        wire.half_close()
+                    case "malformed":
+                        wire.send(b"no")
+                while rig.held_bytes:
+                    await rig.ask("GET", "/health")
+        assert tracemalloc.get_traced_memory()[0] < before + size // 4
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 async def test_a_body_where_none_is_wanted_is_no_harm(rig: RestRig) -> None:
