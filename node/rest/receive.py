@@ -102,8 +102,8 @@ class BodyReceiver:
                         deadline.reschedule(loop.time() + self._timeout_s)
         finally:
             self._held_bytes -= sum(map(len, parts))
-            # The payload keeps the error that ended it, and its traceback this frame: so they would keep a body that was
-            # cut off, until the collector comes, which with few other objects about is rare.
+            # The payload keeps the error that ended it, and its traceback this frame: so they would keep a body that
+            # was cut off, until the collector comes, which with few other objects about is rare.
             parts.clear()
 
     def _too_large(self, sent: int) -> TooLarge:
