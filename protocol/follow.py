@@ -11,8 +11,8 @@ same entries up to the end of that epoch, on whichever of them it ended first, a
   nothing: what it has may be the only copy of writes that the other primary acknowledged.
 - A prefix is not enough: the primary must still hold the entry that comes next.
 
-Only reigns that ordered an entry of the log count here. A history also names reigns that ordered nothing in this log: it
-is made durable before the first entry of a reign, and a log may lose its tail. `reigns_until` leaves those out.
+Only reigns that ordered an entry of the log count here. A history also names reigns that ordered nothing in this log:
+it is made durable before the first entry of a reign, and a log may lose its tail. `reigns_until` leaves those out.
 """
 
 from __future__ import annotations
@@ -127,6 +127,6 @@ def _fork(history: History, durable_seq: Seq, position: Position, replica_histor
     mine, theirs = reigns_until(history, durable_seq), reigns_until(replica_history, position.seq)
     for reign in reversed(theirs.reigns):
         end, their_end = mine.end(reign.epoch, durable_seq), theirs.end(reign.epoch, position.seq)
-        if end is not None and their_end is not None:
+        if reign in mine.reigns and end is not None and their_end is not None:
             return Position(reign.epoch, min(end, their_end))
     return Position(Epoch(0), 0)
