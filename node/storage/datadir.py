@@ -233,6 +233,10 @@ class StateFiles:
         """Remove ``repair`` durably: what it accepts must not excuse a later loss."""
         self._remove(self._layout.repair)
 
+    def missing(self, path: Path, though: str) -> FileDamaged:
+        """The error for one of the files that is not there, with what to do about it; `though` says why it must be."""
+        return FileDamaged(path, f"missing, {though}", hint=_HINTS[path.name])
+
     def _remove(self, path: Path) -> None:
         if self._fs.exists(path):
             self._fs.unlink(path)

@@ -93,6 +93,10 @@ class Recovery:
             if error.errno in DISK_FULL_ERRNOS:
                 raise StorageFull(f"no room to start: {error.strerror}", hint="free some space") from error
             raise
+        except EngineFailed as error:
+            if error.disk_full:
+                raise StorageFull(f"LevelDB has no room to start: {error}", hint="free some space") from error
+            raise
 
     def _run(self) -> Storage:
         fs, layout = self._fs, self._layout
@@ -139,8 +143,31 @@ class Recovery:
     def _open_unclean(
         self, clean: CleanStop | None, first_seqs: list[Seq], history: History, checkpoint_seq: Seq
     ) -> Storage:
-        """Look at LevelDB and at all of the log that it may need; only then change either."""
+        """Recover with LevelDB as it is; where it does not take what the log has for it, as if it were lost."""
         engine = self._open_damaged_engine()
+        if engine is not None:
+            try:
+                return self._bring_level(engine, clean, first_seqs, history, checkpoint_seq)
+            except EngineFailed as error:
+                if error.disk_full:
+                    raise
+                # Damage in a table shows only when a compaction reads it, which then stops every write.
+                self._log.warning("engine_lost", reason=error.message)
+        return self._bring_level(None, clean, first_seqs, history, checkpoint_seq)
+
+    def _bring_level(
+        self,
+        engine: Engine | None,
+        clean: CleanStop | None,
+        first_seqs: list[Seq],
+        history: History,
+        checkpoint_seq: Seq,
+    ) -> Storage:
+        """Look at LevelDB (None: lost) and at all of the log that it may need; only then change either.
+
+        Raises:
+            EngineFailed: LevelDB, closed again, did not take what it lacks; the log holds all that it ever held.
+        """
         try:
             applied = NOTHING_APPLIED if engine is None else engine.applied
             lost = engine is None or applied.position.seq < checkpoint_seq
@@ -238,13 +265,13 @@ class Recovery:
             return self._open_engine(self._layout.db, paranoid=True)
         except EngineFailed as error:
             if error.disk_full:
-                raise StorageFull(f"LevelDB has no room to start: {error}", hint="free some space") from error
+                raise
             self._log.warning("engine_damaged", reason=error.message, action="opening without paranoid checks")
         try:
             return self._open_engine(self._layout.db, paranoid=False)
         except EngineFailed as error:
             if error.disk_full:
-                raise StorageFull(f"LevelDB has no room to start: {error}", hint="free some space") from error
+                raise
             self._log.warning("engine_lost", reason=error.message)
             return None
 
@@ -350,7 +377,16 @@ class Recovery:
         in between leads here again.
         """
         fs, layout = self._fs, self._layout
-        applied_seq = engine.flush().seq
+        try:
+            applied_seq = engine.flush().seq
+        except EngineFailed as error:
+            if error.disk_full:
+                raise
+            raise DataLost(
+                f"{layout.db}: LevelDB is damaged ({error.message}), and what it held up to seq "
+                f"{engine.applied.position.seq} is not in the log, which ends at {last_seq}",
+                hint="restore the directory as a whole",
+            ) from error
         self._files.save_checkpoint(applied_seq)
         aside = layout.wal_old / segment_name(applied_seq + 1).removesuffix(".wal")
         if first_seqs:

@@ -355,6 +355,43 @@ def test_leveldb_older_than_its_checkpoint_is_moved_aside_and_rebuilt() -> None:
     assert rig.disk.exists(rig.layout.db_old / "1")
 
 
+def test_leveldb_that_does_not_take_what_it_lacks_is_moved_aside_and_rebuilt() -> None:
+    """Such as one with a damaged table, which only a compaction finds."""
+    rig = written(12, checkpoint_at=8).crashed(KEPT)
+    rig.disk.plan.fail(("engine_write", "*"), errno.EIO)
+    check_holds(rig.start(), 12)
+    assert rig.captured.fields_of("engine_rebuild")["moved_to"] == rig.layout.db_old / "1"
+
+
+def test_leveldb_that_does_not_take_what_it_lacks_is_refused_without_the_log_from_seq_1() -> None:
+    rig = written(12, checkpoint_at=10).crashed(KEPT)
+    rig.disk.remove_file(rig.segment_paths()[0])
+    rig.disk.plan.fail(("engine_write", "*"), errno.EIO)
+    with pytest.raises(DataLost, match="the log begins at seq"):
+        rig.recover()
+    check_holds(rig.crashed(KEPT).start(), 12)
+
+
+def test_leveldb_ahead_of_the_log_that_cannot_be_flushed_is_refused() -> None:
+    rig = written(12, checkpoint_at=8).crashed(KEPT)
+    rig.cut_log_before(10)
+    rig.disk.plan.fail(("engine_flush", "*"), errno.EIO)
+    with pytest.raises(DataLost, match="up to seq 12 is not in the log, which ends at 9"):
+        rig.recover()
+    check_holds(rig.crashed(KEPT).start(), 12)
+
+
+@pytest.mark.parametrize("operation", ["engine_write", "engine_flush"])
+def test_leveldb_without_room_for_what_it_lacks_is_no_lost_one(operation: str) -> None:
+    rig = written(12, checkpoint_at=8).crashed(KEPT)
+    if operation == "engine_flush":
+        rig.cut_log_before(10)
+    rig.disk.plan.fail((operation, "*"), errno.ENOSPC)
+    with pytest.raises(StorageFull):
+        rig.recover()
+    check_holds(rig.crashed(KEPT).start(), 12)
+
+
 def test_lost_leveldb_without_the_log_from_seq_1_is_refused() -> None:
     rig = written(12, checkpoint_at=8)
     rig.disk.remove_file(rig.segment_paths()[0])
