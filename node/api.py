@@ -103,7 +103,8 @@ class RangeStream(Protocol):
         next_key: after the end: the first key left out because of `limit`, else None.
 
     Raises (from iteration):
-        RecordDamaged, EngineClosed: what was handed over is incomplete.
+        RecordDamaged: what was handed over is incomplete.
+        Syncing: it is incomplete, because LevelDB was closed for repair; the range can be read again soon.
     """
 
     applied: Position

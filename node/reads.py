@@ -174,7 +174,10 @@ class RangeRead:
     async def __anext__(self) -> bytes:
         if self._ended:
             raise StopAsyncIteration
-        items, chunk = await self._worker.run(self._read_chunk)
+        try:
+            items, chunk = await self._worker.run(self._read_chunk)
+        except EngineClosed as error:
+            raise rebuilding() from error
         if not items:
             self._ended = True
             raise StopAsyncIteration

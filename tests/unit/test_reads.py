@@ -410,7 +410,7 @@ async def test_closing_the_engine_ends_a_range_with_an_error(rig: Rig) -> None:
     stream = new_range(rig)
     await stream.open()
     assert rig.engine.close(0)
-    with pytest.raises(EngineClosed):
+    with pytest.raises(Syncing):
         await anext(stream)
     await stream.aclose()
 
