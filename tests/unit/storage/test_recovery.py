@@ -6,7 +6,7 @@ from zlib import crc32
 
 import pytest
 
-from kvnode.node.errors import DataLost, FileDamaged, LogDamaged, LogFailed, StorageFull, UnknownFormat
+from kvnode.node.errors import DataLost, EngineFailed, FileDamaged, LogDamaged, LogFailed, StorageFull, UnknownFormat
 from kvnode.node.storage.datadir import CleanStop, Repair
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
@@ -353,6 +353,24 @@ def test_leveldb_older_than_its_checkpoint_is_moved_aside_and_rebuilt() -> None:
     check_holds(rig.start(), 12)
     assert rig.captured.fields_of("engine_rebuild")["moved_to"] == rig.layout.db_old / "1"
     assert rig.disk.exists(rig.layout.db_old / "1")
+
+
+def test_leveldb_ahead_of_the_log_is_durable_before_the_log_goes_on_without_what_it_has() -> None:
+    rig = written(12, checkpoint_at=8)
+    rig.cut_log_before(10)
+    assert rig.start().wal.segments[0].first_seq == 13
+    check_holds(rig.crashed(DROPPED).start(), 12)
+
+
+def test_nothing_counts_as_durable_in_a_leveldb_that_is_being_rebuilt() -> None:
+    """After a crash in the middle it may hold later entries without earlier ones, up to any seq."""
+    rig = written(12, checkpoint_at=8).crashed(KEPT)
+    rig.engines.lose_everything(rig.layout.db)
+    rig.disk.plan.fail(("engine_write", "*"), errno.EIO, sticky=True, partial=1)
+    with pytest.raises(EngineFailed):
+        rig.recover()
+    assert rig.files.load_checkpoint() == 0
+    check_holds(rig.crashed(KEPT).start(), 12)
 
 
 def test_leveldb_that_does_not_take_what_it_lacks_is_moved_aside_and_rebuilt() -> None:
