@@ -171,9 +171,7 @@ class Reception:
         assert begun is not None
         assert incoming is not None
         if (frame.position, frame.keys) != (begun.position, self._keys):
-            raise RemoteProtocolError(
-                f"a snapshot of {begun.position}, of which {self._keys} keys came, ends as {frame}"
-            )
+            raise RemoteProtocolError(f"after {self._keys} keys of {begun.position} came {frame}")
         self.phase = Phase.LOG
         self._snapshot = self._incoming = None
         self.must_sync = False

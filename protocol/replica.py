@@ -465,8 +465,9 @@ class Follower:
         """Tell the primary how far this node is, if there is one that may count on it."""
         if self.state is FollowerState.PREPARING:
             return self._prepare()
-        if self._reception is None or self.diverged:
+        if self._reception is None:
             return []
+        assert not self.diverged, "a log that has diverged took entries"
         applied = self.applied_seq if self.serving else 0
         return [SendFrame(Ack(self._reception.received_seq, self.durable_seq, applied))]
 

@@ -11,3 +11,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kvnode")
     group.addoption("--long", action="store_true", help="make the fault tests try many more cases")
     group.addoption("--crash-case", metavar="CASE", help="the one case for test_crash_everywhere to run")
+    group.addoption("--simulation-seed", type=int, metavar="SEED", help="the one seed to simulate replication with")
