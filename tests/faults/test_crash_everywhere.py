@@ -254,12 +254,13 @@ def test_a_crash_in_every_call_loses_nothing_acknowledged(life: int, pytestconfi
     chosen = pytestconfig.getoption("--crash-case")
     if chosen:
         case = Case.parse(chosen)
-        if case.life == life:
-            run_case(Sweep(case.seed, life, 0), case)
+        if case.life != life:
+            pytest.skip("the case is of another life")
+        run_case(Sweep(case.seed, life, 0), case)
         return
     long = pytestconfig.getoption("--long")
     for seed in range(6) if long else (1,):
-        sweep = Sweep(seed, life, torn_seeds=5 if long else 3)
+        sweep = Sweep(seed, life, torn_seeds=5 if long else 2)
         for case in sweep.cases(second_crashes=4 if long else 1):
             run_case(sweep, case)
 
