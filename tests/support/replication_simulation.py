@@ -9,19 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from support.replication_nodes import Node, PrimaryProcess, ReplicaProcess, World
+from support.replication_primary import PrimaryProcess
+from support.replication_replica import ReplicaProcess
 from support.replication_truth import Disk
+from support.replication_world import Node, Process, World
 
 #: Simulated seconds of mishaps, and how long the nodes may take to agree afterwards.
 MISHAPS_S = 18.0
 AGREE_S = 60.0
 
 
+def make_process(node: Node, ask_members: bool) -> Process:
+    """What runs on a node in its role."""
+    if node.follows is None:
+        return PrimaryProcess(node, ask_members=ask_members)
+    return ReplicaProcess(node, node.follows)
+
+
 class Simulation:
     """One run."""
 
     def __init__(self, seed: int) -> None:
-        self.world = World(seed)
+        self.world = World(seed, make_process)
         self.rng = self.world.rng
         self.time = self.world.time
         self.nodes = self.world.nodes

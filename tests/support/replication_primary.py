@@ -1,4 +1,4 @@
-"""The simulation's nodes: shells that execute the machines' instructions on a model disk, and decide nothing.
+"""The shell of a simulated primary: it executes what its feeds ask for on a model disk, and decides nothing.
 
 Each piece of work takes a while. Its effect on the disk comes at one time and the answer at a later one, so a crash
 finds work not begun, done in part, or done and not answered.
@@ -6,182 +6,30 @@ finds work not begun, done in part, or done and not answered.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import replace
-from random import Random
-from typing import Any
-
 from kvnode.protocol import primary_events as p
 from kvnode.protocol import replica_events as r
 from kvnode.protocol.entry import EntryEncoder, payload_crc
 from kvnode.protocol.fields import LogRecord, Member
 from kvnode.protocol.follow import LogExtent, position_of, reigns_until
-from kvnode.protocol.messages import Hello, Message, Ping, Purpose, Role, Welcome
+from kvnode.protocol.messages import Hello, Message, Ping, Role, Welcome
 from kvnode.protocol.primary import FeedLimits, ReplicaFeed, ReplicaState
 from kvnode.protocol.quorum import AckWaits, Ended, Outcome
-from kvnode.protocol.replica import Follower, FollowerDisk, FollowerLimits
-from kvnode.protocol.session import (
-    CloseSession,
-    FrameReceived,
-    SendFrame,
-    SendPing,
-    Ticked,
-    Timing,
-    TransportProgressed,
-)
+from kvnode.protocol.session import CloseSession, FrameReceived, SendFrame, SendPing, Ticked, TransportProgressed
 from kvnode.protocol.snapshot import SnapshotRecord, encode_chunk
 from kvnode.protocol.sync import SyncPins
 from kvnode.protocol.types import Entry, Epoch, Position, Seq, delete, put
-from support.replication_links import Connection, Timeline
-from support.replication_truth import Disk, LogEntry, Truth
+from support.replication_links import Connection
+from support.replication_truth import LogEntry
+from support.replication_world import CLUSTER, TIMING, Node, Process
 
-CLUSTER = b"c" * 16
-TIMING = Timing(ping_s=0.5, silence_s=2.0, stall_s=3.0)
-FEED_LIMITS = FeedLimits(
+LIMITS = FeedLimits(
     window_bytes=300, window_frames=4, frame_bytes=150, chunk_bytes=12, unsent_bytes=400, lag_s=1.5, tail_s=0.5
 )
-FOLLOWER_LIMITS = FollowerLimits(backlog_bytes=300, group_bytes=200, connect_s=2.0, retry_last_s=1.0)
 #: How long a pin outlives its session, and the bytes it may keep (an entry counts 40).
 PIN_HOLD_S = 6.0
 PIN_BYTES = 40 * 120
 
 ENCODER = EntryEncoder()
-
-
-class World:
-    """What all nodes of one simulation share.
-
-    Attributes:
-        healed: whether network and disks are well from now on.
-        cut: pairs of nodes that cannot connect; the lower number first.
-        slow: pairs of nodes between which frames take long.
-        trace: the last of (time, node, what, detail) that happened, for people.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.time = Timeline()
-        self.rng = Random(seed)
-        self.truth = Truth()
-        self.nodes = [Node(self, number) for number in range(3)]
-        self.connections: list[Connection] = []
-        self.healed = False
-        self.cut: set[tuple[int, int]] = set()
-        self.slow: set[tuple[int, int]] = set()
-        self._trace: deque[tuple[float, int, str, Any]] = deque(maxlen=400)
-        #: how often what happened
-        self.counts: Counter[str] = Counter()
-
-    def trace(self, node: Node, what: str, detail: Any) -> None:
-        """Note what happened."""
-        self._trace.append((self.time.now, node.number, what, detail))
-
-    @property
-    def story(self) -> str:
-        """What happened last, a line each."""
-        return "\n".join(f"{time:8.3f} web{number} {what}: {detail}" for time, number, what, detail in self._trace)
-
-
-class Node:
-    """A machine with a disk, on which a process runs or not, as primary or as replica.
-
-    Attributes:
-        follows: number of the node that it follows as a replica; None = it is a primary.
-        keeps: how many entries its log keeps.
-        slow: whether its disk is.
-    """
-
-    def __init__(self, world: World, number: int) -> None:
-        self.world = world
-        self.number = number
-        self.member = Member(bytes([number]) * 16, f"web{number}")
-        self.disk = Disk()
-        self.follows: int | None = None
-        self.process: PrimaryProcess | ReplicaProcess | None = None
-        self.keeps = 1000
-        self.slow = False
-        self.full_syncs = 0
-        #: counts the disks that were put into it
-        self.disks = 0
-
-    def start(self, *, ask_members: bool = False) -> None:
-        """Start the process. It finds what is durable, and applies all of the log."""
-        assert self.process is None
-        self.disk.apply(self.disk.last_seq)
-        self.world.trace(self, "start", (self.disk.position, self.disk.history))
-        if self.follows is None:
-            self.process = PrimaryProcess(self, ask_members=ask_members)
-        else:
-            self.process = ReplicaProcess(self, self.follows)
-
-    def crash(self) -> None:
-        """The process is gone, and what it had not made durable."""
-        process, self.process = self.process, None
-        self.world.trace(self, "crash", self.disk.position)
-        if process is not None:
-            process.die()
-        self.world.truth.check_holder(self.number, self.disk.position)
-
-    @property
-    def known_term(self) -> int:
-        """The highest that it has seen."""
-        disk = self.disk
-        seen = [disk.history.current, Epoch(0)]
-        seen += [disk.serve_from.epoch] if disk.serve_from else []
-        seen += [disk.incoming.latest.epoch] if disk.incoming else []
-        return max(seen).term
-
-    @property
-    def serving(self) -> bool:
-        """Whether its data are one state of a log that is not known to have diverged."""
-        if isinstance(self.process, ReplicaProcess):
-            return self.process.machine.serving
-        disk = self.disk
-        return disk.serve_from is None or disk.applied_seq >= disk.serve_from.seq
-
-
-class Process:
-    """What runs on a node until it dies."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.world = node.world
-        self.disk = node.disk
-        self.alive = True
-        self._ticks: dict[object, float] = {}
-
-    def later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> None:
-        """Call back, if this process is still alive then."""
-        self.world.time.after(delay, self._if_alive, callback, arguments)
-
-    def disk_delay(self) -> float:
-        return (0.3 if self.node.slow else 0.004) * self.world.rng.random()
-
-    def watch(self, machine: ReplicaFeed | Follower) -> None:
-        """Tick a machine at its `wake_at`."""
-        wake_at = machine.wake_at
-        if wake_at < self._ticks.get(machine, float("inf")):
-            self._ticks[machine] = wake_at
-            self.world.time.at(wake_at, self._if_alive, self._tick, (machine, wake_at))
-
-    def _tick(self, machine: Any, wake_at: float) -> None:
-        if self._ticks.get(machine) != wake_at:
-            return
-        del self._ticks[machine]
-        if self.world.time.now >= machine.wake_at:
-            self.tick(machine)
-        else:
-            self.watch(machine)
-
-    def tick(self, machine: Any) -> None:
-        raise NotImplementedError
-
-    def die(self) -> None:
-        self.alive = False
-
-    def _if_alive(self, callback: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        if self.alive:
-            callback(*arguments)
 
 
 class Session:
@@ -358,7 +206,7 @@ class PrimaryProcess(Process):
             disk.members,
             self.world.time.now,
             pinned_seq=self.pins.pinned_seq(hello.node_id),
-            limits=FEED_LIMITS,
+            limits=LIMITS,
             timing=TIMING,
         )
         session = Session(connection, feed)
@@ -522,203 +370,4 @@ class PrimaryProcess(Process):
             for session in list(self._sessions):
                 self.step(session, p.LogTrimmed(first_seq))
             disk.trim(first_seq)
-        self.later(0.3, self._keep_house)
-
-
-class ReplicaProcess(Process):
-    """The shell of a replica."""
-
-    def __init__(self, node: Node, follows: int) -> None:
-        super().__init__(node)
-        disk, now = node.disk, self.world.time.now
-        self.primary = self.world.nodes[follows]
-        self.connection: Connection | None = None
-        hello = Hello(
-            1, 1, CLUSTER, node.member.node_id, self.world.rng.randbytes(16), node.member.name, Purpose.REPLICA, (), b""
-        )
-        self.machine = Follower(
-            hello,
-            FollowerDisk(disk.history, disk.members, disk.last_seq, disk.serve_from, disk.incoming),
-            now,
-            limits=FOLLOWER_LIMITS,
-            timing=TIMING,
-        )
-        #: whether work is under way
-        self.working: r.Work | None = None
-        self.later(0.3, self._keep_house)
-        self.watch(self.machine)
-
-    # ---- the session ---------------------------------------------------------------------------------------------
-
-    def receive(self, connection: Connection, message: Message | r.SendSubscribe) -> None:
-        assert not isinstance(message, r.SendSubscribe)
-        if connection is self.connection:
-            self.step(FrameReceived(message))
-
-    def lose(self, connection: Connection) -> None:
-        if connection is self.connection:
-            self.connection = None
-            self.step(r.Disconnected("the connection ended", self.world.rng.getrandbits(32)))
-
-    def drained(self, connection: Connection) -> None:
-        """Nothing that it sends is held back by its own buffer."""
-
-    def tick(self, machine: Follower) -> None:
-        if self.connection is not None:
-            sending = self.connection.to_server
-            self.step(TransportProgressed(sending.written, sending.flushed))
-        self.step(Ticked())
-
-    def die(self) -> None:
-        super().die()
-        if self.connection is not None:
-            self.connection.close(self)
-        if isinstance(self.working, r.AppendEntries) and self.disk.last_seq + 1 == self.working.entries[0].seq:
-            # Some of what was not fsynced may survive.
-            self._append(self.working, self.world.rng.randrange(len(self.working.records) + 1))
-
-    def step(self, event: r.ReplicaEvent) -> None:
-        """Step the machine and execute what it asks for."""
-        machine = self.machine
-        instructions = machine.step(event, self.world.time.now)
-        machine.validate()
-        for instruction in instructions:
-            self._execute(instruction)
-        if machine.serving and isinstance(event, r.EntriesApplied | r.IncomingFinished):
-            self.world.truth.check_data(self.disk)
-        self.watch(machine)
-
-    def _execute(self, instruction: r.ReplicaInstruction) -> None:
-        connection = self.connection
-        match instruction:
-            case r.Connect():
-                self.later(0.01 * self.world.rng.random(), self._connect)
-            case SendFrame(message):
-                assert connection is not None
-                connection.to_server.send(message)
-            case SendPing(last_seq):
-                assert connection is not None
-                connection.to_server.send(Ping(last_seq, 0))
-            case r.SendSubscribe():
-                assert connection is not None
-                self.world.trace(self.node, "subscribes", instruction)
-                connection.to_server.send(instruction)
-            case CloseSession():
-                self.world.trace(self.node, "closes", instruction)
-                if connection is not None:
-                    connection.close(self)
-                    self.later(0.0, self.lose, connection)
-            case r.PauseReading() | r.ResumeReading():
-                assert connection is not None
-                # Not within this step: a frame that was held would be stepped inside it.
-                self.later(0.0, connection.to_client.pause, isinstance(instruction, r.PauseReading))
-            case r.ReportError():
-                self.world.trace(self.node, "reports", instruction)
-            case _:
-                self._begin_work(instruction)
-
-    def _connect(self) -> None:
-        world = self.world
-        server = self.primary.process
-        low, high = sorted((self.node.number, self.primary.number))
-        if (low, high) not in world.cut and isinstance(server, PrimaryProcess):
-            self.connection = Connection(world.time, world.rng, self, server, slow=(low, high) in world.slow)
-            world.connections.append(self.connection)
-            self.step(r.Connected())
-        else:
-            self.step(r.Disconnected("nobody answers", world.rng.getrandbits(32)))
-
-    # ---- work ----------------------------------------------------------------------------------------------------
-
-    def _begin_work(self, work: r.Work) -> None:
-        assert self.working is None, "two pieces of work at a time"
-        self.working = work
-        if not self.world.healed and self.world.rng.random() < 0.01:
-            self.later(self.disk_delay(), self._fail)
-        else:
-            self.later(self.disk_delay(), self._work, work)
-
-    def _fail(self) -> None:
-        self.working = None
-        self.step(r.WorkFailed("storage_full", "the disk is full"))
-
-    def _work(self, work: r.Work) -> None:
-        """The work takes effect; the answer comes later."""
-        disk, world = self.disk, self.world
-        answer: r.ReplicaEvent
-        match work:
-            case r.AppendEntries():
-                self._append(work, len(work.records))
-                self.later(self.disk_delay() / 2, self._answer_durable)
-                return
-            case r.SaveHistory(history, members):
-                disk.history, disk.members = history, members
-                answer = r.HistorySaved()
-            case r.MoveAside(fork):
-                self._move_aside(fork)
-                answer = r.MovedAside()
-            case r.BeginIncoming(incoming, resumed):
-                world.trace(self.node, "begins", work)
-                world.counts["resumed"] += resumed
-                if not resumed:
-                    disk.incoming_data = {}
-                disk.incoming = incoming
-                answer = r.IncomingBegun()
-            case r.StoreChunk(records):
-                assert disk.incoming is not None
-                for record in records:
-                    disk.incoming_data[record.key] = (Position(record.epoch, record.seq), record.value)
-                disk.incoming = replace(disk.incoming, last_key=records[-1].key)
-                answer = r.ChunkStored()
-            case r.FinishIncoming(first, latest, history, members):
-                world.trace(self.node, "finishes", work)
-                disk.data, disk.incoming_data, disk.incoming = disk.incoming_data, {}, None
-                disk.log, disk.damaged = [], set()
-                disk.first_seq, disk.applied_seq = first.seq + 1, first.seq
-                disk.history, disk.members, disk.serve_from = history, members, latest
-                world.truth.check_holder(self.node.number, disk.position)
-                world.counts["full syncs"] += 1
-                self.node.full_syncs += 1
-                answer = r.IncomingFinished()
-            case r.DropIncoming():
-                disk.incoming, disk.incoming_data = None, {}
-                answer = r.IncomingDropped()
-            case _:
-                raise AssertionError(f"unexpected: {work}")
-        self.later(self.disk_delay() / 2, self._answer, answer)
-
-    def _append(self, work: r.AppendEntries, count: int) -> None:
-        disk = self.disk
-        for record, entry in list(zip(work.records, work.entries, strict=True))[:count]:
-            added = LogEntry(record, entry)
-            assert entry.seq == disk.last_seq + 1, f"entry {entry.seq} is put after {disk.last_seq}"
-            self.world.truth.check_append(disk.position, added)
-            assert disk.history.epoch_of(entry.seq) == entry.epoch, "an entry before its history"
-            disk.log.append(added)
-
-    def _answer_durable(self) -> None:
-        self.step(r.EntriesDurable())
-        self.later(self.disk_delay() / 2, self._apply)
-
-    def _apply(self) -> None:
-        assert isinstance(self.working, r.AppendEntries)
-        self.disk.apply(self.working.entries[-1].seq)
-        self._answer(r.EntriesApplied())
-
-    def _answer(self, answer: r.ReplicaEvent) -> None:
-        self.working = None
-        self.step(answer)
-
-    def _move_aside(self, fork: Position) -> None:
-        disk, world = self.disk, self.world
-        world.trace(self.node, "moves aside after", fork)
-        world.counts["moved aside"] += 1
-        disk.diverged.append((fork, disk.after(fork.seq)))
-        welcome, primary = self.machine._welcome, self.primary.disk
-        reigns = isinstance(self.primary.process, PrimaryProcess)
-        if reigns and welcome is not None and welcome.history == primary.history:
-            world.truth.check_fork(primary.position, disk.position, fork)
-
-    def _keep_house(self) -> None:
-        self.disk.trim(self.disk.last_seq + 1 - self.node.keeps)
         self.later(0.3, self._keep_house)
