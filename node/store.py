@@ -188,10 +188,8 @@ class Store:
         self._queue.append(_Write(ops, size, future))
         self._queued_bytes += size
         if not self._group and not self._group_scheduled:
-            # At the end of this turn of the loop, when all requests that it brought are queued.
-            self._group_scheduled = True
             self._idle.clear()
-            self._loop.call_soon(self._start_group)
+            self._schedule_group()
         return future
 
     def cached(self, key: bytes) -> Record | None:
@@ -336,8 +334,19 @@ class Store:
                 raise TooLarge("max_batch_bytes", config.max_batch_bytes, size)
         return size + OPERATION_BYTES * len(ops)
 
+    def _schedule_group(self) -> None:
+        """Start a group two turns of the loop from now.
+
+        A request that has just arrived is queued one or two turns later: its connection wakes, then its handler runs.
+        Starting at once would commit half of what arrived together and make the other half wait for another sync.
+        """
+        self._group_scheduled = True
+        self._loop.call_soon(self._loop.call_soon, self._start_group)
+
     def _start_group(self) -> None:
         self._group_scheduled = False
+        if self._group:
+            return
         if self._state not in (_State.SERVING, _State.STOPPING):
             self._idle.set()
             return
@@ -371,6 +380,7 @@ class Store:
             self._rebuild(committed.engine_failure)
             return
         self._publish(committed)
+        self._schedule_group()
         for write, outcome in zip(group, committed.outcomes, strict=True):
             if not isinstance(outcome, WriteResult):
                 self._answer([write], outcome)
@@ -383,7 +393,6 @@ class Store:
             counters.apply_seconds.observe(committed.apply_s)
         if committed.closed_segment:
             self._request_checkpoint()
-        self._start_group()
 
     def _publish(self, committed: Committed) -> None:
         """Make a group visible: the cache first, then the applied seq and those who wait for it."""
