@@ -335,13 +335,12 @@ class Store:
         return size + OPERATION_BYTES * len(ops)
 
     def _schedule_group(self) -> None:
-        """Start a group two turns of the loop from now.
+        """Start a group in the next turn of the loop, before the answers of the last one are written.
 
-        A request that has just arrived is queued one or two turns later: its connection wakes, then its handler runs.
-        Starting at once would commit half of what arrived together and make the other half wait for another sync.
+        Starting at once would commit a part of what arrived together and make the rest wait for another sync.
         """
         self._group_scheduled = True
-        self._loop.call_soon(self._loop.call_soon, self._start_group)
+        self._loop.call_soon(self._start_group)
 
     def _start_group(self) -> None:
         self._group_scheduled = False

@@ -62,13 +62,16 @@ class LruCache:
         """
         records = self._records
         size = len(key) + len(record.value) + ENTRY_BYTES
-        previous = records.pop(key, None)
-        if previous is not None:
-            self.bytes -= len(key) + len(previous.value) + ENTRY_BYTES
         if size > self._largest:
+            self.discard(key)
             return
+        previous = records.get(key)
         records[key] = record
-        self.bytes += size
+        if previous is None:
+            self.bytes += size
+        else:
+            self.bytes += len(record.value) - len(previous.value)
+            records.move_to_end(key)
         while self.bytes > self._max_bytes:
             oldest, evicted = records.popitem(last=False)
             self.bytes -= len(oldest) + len(evicted.value) + ENTRY_BYTES
