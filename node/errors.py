@@ -202,6 +202,13 @@ class RecordDamaged(StorageError):
 
     code = "record_damaged"
 
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            hint="restore the directory as a whole; or, if the log still begins at seq 1 (`kvnode wal ls`), stop the "
+            "node, move db/ out of the directory, and start it: LevelDB is made again from the log",
+        )
+
 
 class LogDamaged(StorageError):
     """The log holds damage that cannot be the torn tail of an unacknowledged write.
@@ -217,8 +224,9 @@ class LogDamaged(StorageError):
     def __init__(self, path: Path, offset: int, seq: Seq, reason: str) -> None:
         super().__init__(
             f"{path}: damaged at offset {offset}, where seq {seq} was expected: {reason}",
-            hint=f"look at it with `kvnode wal verify {path.parent.parent}`; then either cut the log there with "
-            f"`kvnode wal repair {path.parent.parent}`, or rebuild this node from its primary with `kvnode join`",
+            hint=f"look at it with `kvnode wal verify {path.parent.parent}`; then either restore "
+            f"the directory as a whole, or cut the log there with `kvnode wal repair {path.parent.parent}`, which says "
+            "what would be lost and asks first",
             path=str(path),
             offset=offset,
             seq=seq,

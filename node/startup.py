@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from kvnode.node.config import Config
-from kvnode.node.errors import ConfigError, FileDamaged
+from kvnode.node.errors import ConfigError
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import Identity, Layout, Member, StateFiles
@@ -80,11 +80,7 @@ def _identify(config: Config, fs: Fs, layout: Layout, files: StateFiles) -> Iden
     identity = files.load_identity()
     if identity is None:
         if _holds_data(fs, layout):
-            raise FileDamaged(
-                layout.node,
-                "missing, though the directory holds a node's data",
-                hint="restore it from the same copy as the rest; without it nobody knows whose data this is",
-            )
+            raise files.missing(layout.node, "though the directory holds a node's data")
         node_id = secrets.token_hex(16)
         name = config.name or f"node-{node_id[:8]}"
         identity = Identity(node_id, name, cluster_id=secrets.token_hex(16), role="primary")

@@ -270,8 +270,8 @@ def _print_verdict(audit: Audit, directory: Path, *, is_node: bool) -> None:
         click.echo(f"error: {fault}")
     if audit.torn is not None:
         click.echo(
-            f"torn tail: {audit.torn}. It is an unfinished write, which start-up cuts off; a running node may be just "
-            "making it"
+            f"torn tail: {audit.torn}. It looks like an unfinished write, which start-up cuts off; a running node "
+            "may be just making it"
         )
     if is_node:
         click.echo(_NOT_CONSULTED)
@@ -281,10 +281,7 @@ def _print_verdict(audit: Audit, directory: Path, *, is_node: bool) -> None:
         return
     click.echo(f"NOT SOUND: {len(audit.problems) + len(audit.faults)} of the things checked are wrong")
     if is_node and any(fault.kind is not FaultKind.TIME for fault in audit.faults):
-        click.echo(
-            f"hint: `kvnode wal repair --dry-run {directory}` shows what a repair would cost; `kvnode join` rebuilds "
-            "the node from its primary"
-        )
+        click.echo(f"hint: `kvnode wal repair --dry-run {directory}` shows what a repair would cost")
 
 
 # ---- repair ------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ class Audit:
         first_seqs = view.first_seqs()
         if layout is not None:
             if self.identity is None and first_seqs and not self.problems:
-                self.problems.append(FileDamaged(layout.node, "missing, though the directory holds a log"))
+                self.problems.append(self._files(layout).missing(layout.node, "though the directory holds a log"))
             history = self.history or History()
             self.known_durable = evidence_of_durability(first_seqs, history, self.checkpoint_seq, clean)
             view.known_durable = self.known_durable
@@ -129,10 +129,13 @@ class Audit:
         if layout is not None:
             self._check_reach(layout, view)
 
+    def _files(self, layout: Layout) -> StateFiles:
+        return StateFiles(self._fs, layout)
+
     # ---- the small files -----------------------------------------------------------------------------------------
 
     def _check_files(self, layout: Layout) -> tuple[list[Checked], CleanStop | None]:
-        files = StateFiles(self._fs, layout)
+        files = self._files(layout)
         checked: list[Checked] = []
 
         def check(subject: str, load: Callable[[], T | None], describe: Callable[[T], str]) -> T | None:
@@ -209,10 +212,16 @@ class Audit:
         if epoch == self.history.epoch_of(seq):
             return True
         # The node may have been started since the history was read.
+        files = self._files(layout)
         try:
-            self.history = StateFiles(self._fs, layout).load_history() or History()
+            self.history = files.load_history() or History()
         except StorageError:
             return False
+        if not self.history.reigns:
+            # One file is missing, rather than every segment wrong.
+            self.problems.append(files.missing(layout.history, "though the log has entries"))
+            self.history = None
+            return True
         return epoch == self.history.epoch_of(seq)
 
     def _gap_before(self, path: Path, first_seq: Seq) -> Fault | None:
@@ -231,7 +240,7 @@ class Audit:
         segments = self.segments
         if segments and segments[0].first_seq > self.checkpoint_seq + 1 and not self.problems:
             # A running node may have taken another checkpoint, and only then have dropped segments.
-            self.checkpoint_seq = StateFiles(self._fs, layout).load_checkpoint() or 0
+            self.checkpoint_seq = self._files(layout).load_checkpoint() or 0
             if segments[0].first_seq > self.checkpoint_seq + 1:
                 reason = f"the log begins here, but LevelDB is durable only up to seq {self.checkpoint_seq}"
                 path = view.path(segments[0].first_seq)

@@ -71,6 +71,10 @@ class Layout:
         """Present after a clean stop only."""
         return self.root / "clean"
 
+    def small_files(self) -> tuple[Path, ...]:
+        """The files that are replaced as a whole, by way of a temporary one with ``.tmp`` behind its name."""
+        return (self.node, self.history, self.members, self.checkpoint, self.clean, self.repair)
+
     @property
     def repair(self) -> Path:
         """Present after a repair of the log, until the node has started from what it left."""
@@ -147,11 +151,11 @@ class Repair:
 #: What to do about a small file that is damaged, by its name.
 _HINTS = {
     "node.json": "restore it from a copy of this directory; without it nobody knows whose data this is",
-    "history": "restore it from a copy of this directory that was made after the node's last start, or rebuild this "
-    "node from its primary with `kvnode join`",
-    "members": "restore it from a copy of this directory",
-    "checkpoint": "if the log begins at seq 1, remove the file: start-up then replays all of the log; else restore it "
-    "from a copy of this directory, or rebuild this node from its primary with `kvnode join`",
+    "history": "restore it from a copy of this directory that was made after the node's last start, or restore the "
+    "directory as a whole",
+    "members": "restore it from a copy of this directory; for a node without replicas, remove the file",
+    "checkpoint": "if the log begins at seq 1, remove the file: start-up then replays all of the log; else restore "
+    "the directory as a whole",
     "clean": "remove the file: start-up then takes the stop for an unclean one and checks the log",
     "repair": "remove the file, then run `kvnode wal repair` again",
 }

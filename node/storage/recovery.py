@@ -111,6 +111,10 @@ class Recovery:
             # A new directory. With the log there first, an engine that does not survive a crash now can be rebuilt.
             make_segment(fs, layout.wal, self._cluster_id, 1, self._options.segment_bytes)
             first_seqs = [1]
+        elif not history.reigns:
+            # Nothing was served yet. The first segment of a start that was killed may be in the page cache only, and
+            # has to outlive a LevelDB that is half made when the power goes.
+            self._sync_segments(first_seqs)
         if clean is not None:
             storage = self._open_clean(clean, first_seqs, history, checkpoint_seq)
             if storage is not None:
@@ -125,7 +129,7 @@ class Recovery:
         """Open and go, if everything is as the clean stop left it; else None."""
         if checkpoint_seq != clean.last_seq or not first_seqs or segment_name(first_seqs[-1]) != clean.segment:
             return None
-        if first_seqs[0] > checkpoint_seq + 1 or self._size(first_seqs[-1]) != clean.size:
+        if first_seqs[0] > checkpoint_seq + 1 or self._size(first_seqs[-1]) != clean.size or self._engine_is_gone():
             return None
         try:
             engine = self._open_engine(self._layout.db, paranoid=False)
@@ -144,7 +148,12 @@ class Recovery:
         self, clean: CleanStop | None, first_seqs: list[Seq], history: History, checkpoint_seq: Seq
     ) -> Storage:
         """Recover with LevelDB as it is; where it does not take what the log has for it, as if it were lost."""
-        engine = self._open_damaged_engine()
+        # To open what is gone would make an empty one, which after a refusal looks like one that holds what it held.
+        if checkpoint_seq > 0 and self._engine_is_gone():
+            self._log.warning("engine_lost", reason=f"{self._layout.db} is missing or empty")
+            engine = None
+        else:
+            engine = self._open_damaged_engine()
         if engine is not None:
             try:
                 return self._bring_level(engine, clean, first_seqs, history, checkpoint_seq)
@@ -259,6 +268,9 @@ class Recovery:
 
     # ---- the engine --------------------------------------------------------------------------------------------
 
+    def _engine_is_gone(self) -> bool:
+        return not self._fs.list_names(self._layout.db)
+
     def _open_damaged_engine(self) -> Engine | None:
         """The engine after an unclean stop: with paranoid checks, else without, else None."""
         try:
@@ -283,6 +295,8 @@ class Recovery:
         if engine is not None and engine.applied.position.seq == 0:
             return engine
         self._close(engine)
+        if self._engine_is_gone():
+            return self._open_engine(layout.db, paranoid=True)
         fs.make_directory(layout.db_old)
         number = 1 + max((int(name) for name in fs.list_names(layout.db_old) if name.isdigit()), default=0)
         fs.rename(layout.db, layout.db_old / str(number))
@@ -299,8 +313,10 @@ class Recovery:
     # ---- the log -----------------------------------------------------------------------------------------------
 
     def _delete_temporaries(self) -> None:
+        # Ours only: the directory may be one that the node was given by mistake.
+        ours = {f"{path.name}.tmp" for path in self._layout.small_files()}
         for directory in (self._layout.root, self._layout.wal):
-            names = [name for name in self._fs.list_names(directory) if name.endswith(".tmp")]
+            names = [name for name in self._fs.list_names(directory) if name in ours or name.endswith(".wal.tmp")]
             for name in names:
                 self._fs.unlink(directory / name)
             if names:
@@ -320,16 +336,18 @@ class Recovery:
 
     def _sync_segments(self, first_seqs: Sequence[Seq]) -> None:
         """Make durable what the last process may have left in the page cache only."""
+        path = self._layout.wal
         try:
             for first_seq in first_seqs:
-                file = self._fs.open(self._layout.wal / segment_name(first_seq), writable=True)
+                path = self._layout.wal / segment_name(first_seq)
+                file = self._fs.open(path, writable=True)
                 try:
                     file.sync()
                 finally:
                     file.close()
             self._fs.sync_directory(self._layout.wal)
         except OSError as error:
-            raise LogFailed(f"syncing the log before replay failed: {error.strerror}") from error
+            raise LogFailed(f"{path}: syncing the log before replay failed: {error.strerror}") from error
 
     def _write_again(self, first_seq: Seq, end: int) -> None:
         """Write the last segment's bytes up to `end` once more, durably.
@@ -411,9 +429,12 @@ class Recovery:
 
     def _cannot_rebuild(self, first_seqs: list[Seq], checkpoint_seq: Seq) -> DataLost:
         begins = f"begins at seq {first_seqs[0]}" if first_seqs else "is missing"
+        hint = "restore the directory as a whole"
+        if first_seqs:
+            hint += f"; `kvnode wal dump {self._layout.root}` prints what the log still holds"
         return DataLost(
             f"{self._layout.db}: LevelDB is missing or damaged beyond seq {checkpoint_seq}, and the log {begins}",
-            hint="restore the directory as a whole; `kvnode wal dump` prints what the log still holds",
+            hint=hint,
         )
 
     def _check_reach(self, applied: Applied, first_seqs: list[Seq], history: History, checkpoint_seq: Seq) -> None:
@@ -422,8 +443,8 @@ class Recovery:
             raise DataLost(
                 f"{self._layout.wal}: the log begins at seq {first_seqs[0]}, but LevelDB is durable only up to "
                 f"{checkpoint_seq}: segments between are missing",
-                hint="put the missing segments back, restore the directory as a whole, or go on without those entries after "
-                f"`kvnode wal repair {self._layout.root}`",
+                hint="put the missing segments back, restore the directory as a whole, or go on without what they hold "
+                f"after `kvnode wal repair {self._layout.root}`",
             )
         if applied.position.epoch != history.epoch_of(applied.position.seq):
             if not history.reigns:

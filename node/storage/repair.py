@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from kvnode.node.errors import DataLost, FileDamaged
+from kvnode.node.errors import DataLost
 from kvnode.node.fs import File, Fs
 from kvnode.node.storage.audit import Audit, AuditedSegment
 from kvnode.node.storage.datadir import Layout, Repair, StateFiles
@@ -103,11 +103,7 @@ def plan_repair(fs: Fs, layout: Layout, *, db_lost: bool = False) -> RepairPlan:
         and not audit.history.reigns
         and any(each.highest_seq >= each.first_seq for each in segments)
     ):
-        raise FileDamaged(
-            layout.history,
-            "missing, though the log has entries",
-            hint="restore it from a copy of this directory, or rebuild this node from its primary with `kvnode join`",
-        )
+        raise StateFiles(fs, layout).missing(layout.history, "though the log has entries")
     db_lost = db_lost or not fs.exists(layout.db / "CURRENT")
     checkpoint_seq = 0 if db_lost else audit.checkpoint_seq
     needed = next((i for i in reversed(range(len(segments))) if segments[i].first_seq <= checkpoint_seq + 1), 0)
@@ -122,7 +118,7 @@ def plan_repair(fs: Fs, layout: Layout, *, db_lost: bool = False) -> RepairPlan:
     if db_lost and not remaining and audit.known_durable > 0:
         raise DataLost(
             f"{layout.root}: LevelDB is lost, and no part of the log reaches back to seq 1",
-            hint="rebuild this node from its primary with `kvnode join`, or restore the directory as a whole",
+            hint="restore the directory as a whole; `kvnode wal dump` prints what the log still holds",
         )
     if cut is not None and damage is not None:
         log_last_seq = damage.seq - 1

@@ -9,7 +9,7 @@ import pytest
 
 from kvnode.node.clock import Clock
 from kvnode.node.commit import Committer
-from kvnode.node.errors import ConfigError, DataLost, FileDamaged, UnknownFormat
+from kvnode.node.errors import ConfigError, FileDamaged, UnknownFormat
 from kvnode.node.startup import OpenedDirectory, make_data_directory
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, StateFiles
 from kvnode.node.storage.recovery import read_segments
@@ -314,7 +314,7 @@ def test_a_missing_history_is_refused() -> None:
     """Without it nobody knows which entries are meant by a seq."""
     machine = machine_with_data()
     machine.disk.remove_file(LAYOUT.history)
-    with pytest.raises(DataLost, match="history"):
+    with pytest.raises(FileDamaged, match="history: missing, though LevelDB stands at"):
         machine.open(tiny_config())
 
 

@@ -278,7 +278,7 @@ def test_time_that_goes_back() -> None:
     ("name", "hint"),
     [
         ("node.json", "restore it"),
-        ("history", "kvnode join"),
+        ("history", "made after the node's last start"),
         ("members", "restore it"),
         ("checkpoint", "if the log begins at seq 1, remove the file"),
         ("clean", "remove the file"),
@@ -313,8 +313,12 @@ def test_missing_identity() -> None:
 def test_missing_history() -> None:
     rig = written(5)
     rig.disk.remove_file(rig.layout.history)
-    fault = only_fault(rig)
-    assert (fault.kind, fault.seq) == (FaultKind.EPOCH, 1)
+    audit, _ = audited(rig)
+    (problem,) = audit.problems
+    assert problem.message == f"{rig.layout.history}: missing, though the log has entries"
+    assert problem.hint is not None
+    assert "restore it" in problem.hint
+    assert not audit.faults
 
 
 # ---- while the node runs -------------------------------------------------------------------------------------------

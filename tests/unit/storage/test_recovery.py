@@ -8,6 +8,7 @@ import pytest
 
 from kvnode.node.errors import DataLost, EngineFailed, FileDamaged, LogDamaged, LogFailed, StorageFull, UnknownFormat
 from kvnode.node.storage.datadir import CleanStop, Repair
+from kvnode.node.storage.repair import plan_repair
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
     encode_header,
@@ -107,6 +108,13 @@ def test_temporary_files_are_deleted() -> None:
         rig.disk.put_file(rig.root / name, b"half")
     check_holds(rig.start(), 3)
     assert not [path for path in rig.disk.snapshot() if path.suffix == ".tmp"]
+
+
+def test_temporary_files_of_others_stay() -> None:
+    rig = StorageRig()
+    rig.disk.put_file(rig.root / "thesis.tmp", b"all there is")
+    rig.start()
+    assert rig.read(rig.root / "thesis.tmp") == b"all there is"
 
 
 def test_empty_last_segment_is_fine() -> None:
@@ -418,6 +426,27 @@ def test_lost_leveldb_without_the_log_from_seq_1_is_refused() -> None:
         rig.recover()
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_refusal_leaves_no_empty_leveldb_where_there_was_none(clean: bool) -> None:
+    """A repair would take it for the one that holds all up to the checkpoint, and say that nothing is lost."""
+    rig = StorageRig(WalOptions(700, 1 << 40))
+    storage = rig.start()
+    rig.write_puts(storage, 20)
+    if clean:
+        rig.stop(storage)
+    else:
+        rig.checkpoint(storage)
+    rig = rig.crashed(KEPT)
+    rig.disk.remove_file(rig.segment_paths()[-1])
+    for name in rig.disk.list_names(rig.layout.db):
+        rig.disk.remove_file(rig.layout.db / name)
+    with pytest.raises(DataLost, match="and LevelDB at 0"):
+        rig.recover()
+    assert rig.disk.list_names(rig.layout.db) == []
+    plan = plan_repair(rig.disk, rig.layout)
+    assert (plan.checkpoint_seq, plan.lost_last) == (0, 20)
+
+
 def test_rebuilding_needs_an_intact_log_and_a_refusal_keeps_the_evidence() -> None:
     """Were the checkpoint given up before the log was read, a second start would take the damage for a torn tail."""
     rig = written(5, options=WalOptions(4096, 1 << 40), checkpoint_at=5)
@@ -448,6 +477,19 @@ def test_leveldb_of_another_history_is_refused(clean: bool) -> None:
     rig.files.save_history(History((Reign(Epoch.of(1, 7), 1),)))
     error = check_refused_twice(rig, DataLost)
     assert f"stands at {Position(epoch_of_start(1), 4)}, which is not in /data/history" in str(error)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_missing_history_is_called_missing(clean: bool) -> None:
+    rig = StorageRig()
+    storage = rig.start()
+    rig.write_puts(storage, 4)
+    if clean:
+        rig.stop(storage)
+    rig = rig.crashed(KEPT)
+    rig.disk.remove_file(rig.layout.history)
+    error = check_refused_twice(rig, FileDamaged)
+    assert f"{rig.layout.history}: missing, though LevelDB stands at" in str(error)
 
 
 def spoil_size(rig: StorageRig) -> None:
