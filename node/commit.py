@@ -14,7 +14,8 @@ from kvnode.node.clock import Clock
 from kvnode.node.errors import EngineClosed, EngineFailed, RecordDamaged
 from kvnode.node.storage.engine import Engine
 from kvnode.node.storage.wal import Wal
-from kvnode.protocol.entry import EntryEncoder
+from kvnode.protocol.entry import EntryEncoder, payload_crc
+from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.types import OP_DELETE, OP_PUT, Entry, Epoch, Op, Position
 
 
@@ -25,6 +26,7 @@ class Committed:
     Attributes:
         outcomes: one per write of the group, in order: its result, or why nothing of it was written.
         entries: those that are in the log now, in order.
+        records: the same as the log holds them; at the same index in both.
         closed_segment: whether a log segment was closed, so that a checkpoint is due.
         engine_failure: the entries are durable in the log, but LevelDB failed to take them; None when it did.
         sync_s: seconds spent in writing and syncing the log.
@@ -33,6 +35,7 @@ class Committed:
 
     outcomes: list[WriteResult | RecordDamaged]
     entries: list[Entry] = field(default_factory=list)
+    records: list[LogRecord] = field(default_factory=list)
     closed_segment: bool = False
     engine_failure: EngineFailed | EngineClosed | None = None
     sync_s: float = 0.0
@@ -73,7 +76,8 @@ class Committer:
             return committed
         encode = self._encoder.encode
         started_s = self._clock.monotonic_s()
-        committed.closed_segment = self._wal.append([encode(entry) for entry in entries])
+        committed.records = [LogRecord(payload_crc(payload), payload) for payload in map(encode, entries)]
+        committed.closed_segment = self._wal.append(committed.records)
         self._last_time_ms = entries[-1].time_ms
         self._last_position = entries[-1].position
         logged_s = self._clock.monotonic_s()

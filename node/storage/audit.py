@@ -17,7 +17,7 @@ from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, Repair, StateFiles
 from kvnode.node.storage.logview import Fault, FaultKind, LogPlace, LogView, missing_segments
 from kvnode.node.storage.recovery import evidence_of_durability
-from kvnode.node.storage.segment import LogRecord
+from kvnode.node.storage.segment import SegmentRecord
 from kvnode.protocol.types import History, Seq
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ class Audit:
         wrong = "".join(f"; offset {fault.offset}, seq {fault.seq}: {fault.reason}" for fault in found)
         return Checked(walk.path.name, f"{seqs}, {walk.end} of {walk.size} bytes{tail}{wrong}", sound=not found)
 
-    def _epoch_is_known(self, record: LogRecord) -> bool:
+    def _epoch_is_known(self, record: SegmentRecord) -> bool:
         """Whether a record's epoch is the history's; without a readable history every one is."""
         layout = self._place.layout
         if layout is None or self.history is None:

@@ -20,7 +20,7 @@ from kvnode.node.storage.recovery import evidence_of_durability, explain_corrupt
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
     Damage,
-    LogRecord,
+    SegmentRecord,
     check_header,
     find_later_records,
     header_cluster_id,
@@ -228,7 +228,7 @@ class SegmentWalk:
         """Of the file in bytes, as it was read last."""
         return len(self._data)
 
-    def __iter__(self) -> Iterator[LogRecord]:
+    def __iter__(self) -> Iterator[SegmentRecord]:
         self._data = read_file(self._view.fs, self.path)
         self.fault = self._view.check_header(self.first_seq, self._data)
         if self.fault is not None:
@@ -256,7 +256,7 @@ class SegmentWalk:
         kind = FaultKind.TORN_TAIL if reason is None else FaultKind.DAMAGE
         return Fault(kind, self.path, damage.offset, damage.seq, reason or damage.reason)
 
-    def later_records(self) -> Iterator[LogRecord]:
+    def later_records(self) -> Iterator[SegmentRecord]:
         """After the iteration: the intact records behind the fault, each with a higher seq than the one before."""
         last_seq = self.last_seq
         for record in find_later_records(self._data, self.end, last_seq):
@@ -264,7 +264,7 @@ class SegmentWalk:
                 last_seq = record.entry.seq
                 yield record
 
-    def all_records(self) -> Iterator[LogRecord]:
+    def all_records(self) -> Iterator[SegmentRecord]:
         """The iteration, then `later_records`."""
         yield from self
         if self.fault is not None:
@@ -282,7 +282,7 @@ class LogReader:
         self._view = view
         self.faults: list[Fault] = []
 
-    def records(self, first: Seq | None, last: Seq | None, *, skip_damage: bool = False) -> Iterator[LogRecord]:
+    def records(self, first: Seq | None, last: Seq | None, *, skip_damage: bool = False) -> Iterator[SegmentRecord]:
         """The records in order, up to the end of the segment that is the last one when this begins.
 
         Args:

@@ -19,7 +19,7 @@ from kvnode.node.storage.engine import NOTHING_APPLIED, Applied, Engine, EngineF
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
     Damage,
-    LogRecord,
+    SegmentRecord,
     check_header,
     find_later_records,
     parse_segment_name,
@@ -492,7 +492,7 @@ class _Scan:
                     raise LogDamaged(path, damage.offset, damage.seq, reason) from damage
                 self.damage = damage
 
-    def _check_epoch(self, path: Path, record: LogRecord) -> None:
+    def _check_epoch(self, path: Path, record: SegmentRecord) -> None:
         epoch, seq = record.entry.position
         if epoch != self._history.epoch_of(seq):
             raise LogDamaged(

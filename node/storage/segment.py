@@ -16,6 +16,7 @@ from typing import NamedTuple
 from kvnode.node.errors import LogDamaged, UnknownFormat
 from kvnode.protocol.entry import ENTRY_FIRST_BYTE, decode_entry, payload_crc
 from kvnode.protocol.errors import EntryDamaged, KvError
+from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.types import Entry, Seq
 
 FORMAT_VERSION = 1
@@ -37,7 +38,7 @@ _UINT = rb"(?:[\x00-\x7f]|\xcc.|\xcd..|\xce.{4}|\xcf.{8})"
 _PAYLOAD_START = re.compile(re.escape(ENTRY_FIRST_BYTE) + 3 * _UINT + rb"[\x91-\x9f\xdc\xdd]", re.DOTALL)
 
 
-class LogRecord(NamedTuple):
+class SegmentRecord(NamedTuple):
     """One record as it stands in a segment.
 
     Attributes:
@@ -131,18 +132,19 @@ def header_cluster_id(data: bytes) -> bytes | None:
     return bytes(cluster_id) if intact else None
 
 
-def encode_record(payload: bytes, *, marked: bool) -> bytes:
-    """One record.
+def encode_record(record: LogRecord, *, marked: bool) -> bytes:
+    """One record as it stands in a segment.
 
     Args:
-        payload: 1 to 2**31 - 1 bytes.
+        record: its CRC is taken as it is; the payload has 1 to 2**31 - 1 bytes.
         marked: whether all that was written to the log before is durable.
     """
+    crc, payload = record
     length = len(payload)
-    return _RECORD.pack(length | _MARK if marked else length, payload_crc(payload)) + payload
+    return _RECORD.pack(length | _MARK if marked else length, crc) + payload
 
 
-def read_records(data: bytes, first_seq: Seq, start: int = HEADER_BYTES) -> Iterator[LogRecord]:
+def read_records(data: bytes, first_seq: Seq, start: int = HEADER_BYTES) -> Iterator[SegmentRecord]:
     """The records of one segment, each checked, in order.
 
     Args:
@@ -173,7 +175,7 @@ def read_records(data: bytes, first_seq: Seq, start: int = HEADER_BYTES) -> Iter
         offset, seq = record.end, seq + 1
 
 
-def _read_record(data: bytes, offset: int, length: int, crc: int) -> LogRecord | str:
+def _read_record(data: bytes, offset: int, length: int, crc: int) -> SegmentRecord | str:
     """The record at `offset`, or why there is none."""
     start = offset + RECORD_HEADER_BYTES
     size = length & MAX_PAYLOAD_BYTES
@@ -186,7 +188,7 @@ def _read_record(data: bytes, offset: int, length: int, crc: int) -> LogRecord |
         entry = decode_entry(payload)
     except EntryDamaged as error:
         return error.message
-    return LogRecord(offset, length >= _MARK, payload, entry)
+    return SegmentRecord(offset, length >= _MARK, payload, entry)
 
 
 def _check_unused(data: bytes, offset: int, seq: Seq) -> None:
@@ -199,7 +201,7 @@ def _check_unused(data: bytes, offset: int, seq: Seq) -> None:
             raise Damage(offset, seq, "unused space is not all zero")
 
 
-def find_later_records(data: bytes, start: int, above_seq: Seq) -> Iterator[LogRecord]:
+def find_later_records(data: bytes, start: int, above_seq: Seq) -> Iterator[SegmentRecord]:
     """Every intact record at any offset from `start` on whose seq is above `above_seq`.
 
     Looks behind damage, where record boundaries are unknown. Only offsets at which the payload's first fields are right
@@ -215,6 +217,6 @@ def find_later_records(data: bytes, start: int, above_seq: Seq) -> Iterator[LogR
         length, crc = _RECORD.unpack_from(data, offset)
         if length & MAX_PAYLOAD_BYTES:
             record = _read_record(data, offset, length, crc)
-            if isinstance(record, LogRecord) and record.entry.seq > above_seq:
+            if isinstance(record, SegmentRecord) and record.entry.seq > above_seq:
                 yield record
         match = _PAYLOAD_START.search(data, match.start() + 1)

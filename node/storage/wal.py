@@ -25,6 +25,7 @@ from kvnode.node.storage.segment import (
     encode_record,
     segment_name,
 )
+from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.types import Seq
 
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -121,10 +122,13 @@ class Wal:
         with self._lock:
             return [*self._closed, self._tail]
 
-    def append(self, payloads: Sequence[bytes]) -> bool:
+    def append(self, records: Sequence[LogRecord]) -> bool:
         """Append one group: the entries after `last_seq`, encoded, in order; durable on return if the options say so.
 
         A group is never split over segments; one that is larger than a segment gets a larger segment.
+
+        Args:
+            records: at least one. Their CRCs were computed or checked by whoever brings them.
 
         Returns:
             Whether a segment was closed, so that a checkpoint is due.
@@ -135,12 +139,12 @@ class Wal:
         """
         if self._failure is not None:
             raise self._failure
-        size = sum(map(len, payloads)) + RECORD_HEADER_BYTES * len(payloads)
+        size = sum([len(payload) for _, payload in records]) + RECORD_HEADER_BYTES * len(records)
         try:
             closed = self._make_room(size)
-            records = [encode_record(payloads[0], marked=self._all_durable)]
-            records += [encode_record(payload, marked=False) for payload in payloads[1:]]
-            self._file.write_at(self._tail.end, b"".join(records))
+            encoded = [encode_record(records[0], marked=self._all_durable)]
+            encoded += [encode_record(record, marked=False) for record in records[1:]]
+            self._file.write_at(self._tail.end, b"".join(encoded))
         except LogFailed as failure:
             self._failure = failure
             raise
@@ -150,7 +154,7 @@ class Wal:
         if self._options.sync:
             self._sync_tail()
             self._all_durable = True
-        self._tail = replace(self._tail, last_seq=self._tail.last_seq + len(payloads), end=self._tail.end + size)
+        self._tail = replace(self._tail, last_seq=self._tail.last_seq + len(records), end=self._tail.end + size)
         return closed
 
     def sync(self) -> None:

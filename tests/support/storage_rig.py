@@ -7,9 +7,10 @@ from pathlib import Path
 
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
 from kvnode.node.storage.recovery import Recovery, Storage
-from kvnode.node.storage.segment import LogRecord, read_records
+from kvnode.node.storage.segment import SegmentRecord, read_records
 from kvnode.node.storage.wal import WalOptions
-from kvnode.protocol.entry import EntryEncoder
+from kvnode.protocol.entry import EntryEncoder, payload_crc
+from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.types import Entry, Epoch, Op, put
 from support.crash_plan import Survival
 from support.events import CapturedEvents
@@ -26,6 +27,11 @@ FIRST_TIME_MS = 1_700_000_000_000
 def epoch_of_start(number: int) -> Epoch:
     """The epoch that the so-manieth start of a rig begins, counted from 1."""
     return Epoch.of(number, 0x9F2C1A00 + number)
+
+
+def log_record(payload: bytes) -> LogRecord:
+    """A payload with its CRC."""
+    return LogRecord(payload_crc(payload), payload)
 
 
 class StorageRig:
@@ -86,7 +92,7 @@ class StorageRig:
                 Entry(seq + number, storage.history.current, FIRST_TIME_MS + seq + number, tuple(ops))
                 for number, ops in enumerate(group, start=1)
             ]
-            closed |= storage.wal.append([self._encoder.encode(entry) for entry in entries])
+            closed |= storage.wal.append([log_record(self._encoder.encode(entry)) for entry in entries])
             if apply:
                 storage.engine.write(entries, synced=self.options.sync)
         return closed
@@ -133,11 +139,11 @@ class StorageRig:
         """A file's content."""
         return self.disk.snapshot()[path]
 
-    def records_of(self, path: Path) -> list[LogRecord]:
+    def records_of(self, path: Path) -> list[SegmentRecord]:
         """The records of a sound segment."""
         return list(read_records(self.read(path), int(path.stem)))
 
-    def find_record(self, seq: int) -> tuple[Path, LogRecord]:
+    def find_record(self, seq: int) -> tuple[Path, SegmentRecord]:
         """The record of an entry, and the segment that it is in; segments before must be sound."""
         for path in self.segment_paths():
             for record in self.records_of(path):

@@ -13,7 +13,7 @@ from kvnode.node.storage.wal import WalOptions
 from kvnode.protocol.entry import EntryEncoder
 from kvnode.protocol.types import Entry, History, Reign, put
 from support.crash_plan import KEPT
-from support.storage_rig import CLUSTER_ID, FIRST_TIME_MS, StorageRig, epoch_of_start
+from support.storage_rig import CLUSTER_ID, FIRST_TIME_MS, StorageRig, epoch_of_start, log_record
 
 #: Entries of `write_puts` fill segments that begin with seq 1, 10 and 18.
 OPTIONS = WalOptions(segment_bytes=700, keep_bytes=0)
@@ -266,7 +266,7 @@ def test_time_that_goes_back() -> None:
     rig = written(5)
     path, last = rig.find_record(5)
     entry = Entry(6, epoch_of_start(1), FIRST_TIME_MS + 3, (put(b"k", b"1"),))
-    record = encode_record(EntryEncoder().encode(entry), marked=True)
+    record = encode_record(log_record(EntryEncoder().encode(entry)), marked=True)
     rig.disk.put_file(path, rig.read(path)[: last.end] + record)
     fault = only_fault(rig)
     assert (fault.kind, fault.offset, fault.seq) == (FaultKind.TIME, last.end, 6)

@@ -26,6 +26,7 @@ from kvnode.protocol.types import Entry, Epoch, History, Position, Reign, delete
 from support.documents import fenced_blocks, parse_hex
 from support.memory_disk import MemoryDisk
 from support.project import ROOT
+from support.storage_rig import log_record
 
 DOCUMENT = ROOT / "node" / "storage" / "FORMAT.md"
 
@@ -47,7 +48,8 @@ def hex_blocks() -> list[tuple[bytes, dict[int, str]]]:
 def test_segment_example_is_what_is_written() -> None:
     segment, _ = hex_blocks()[0]
     encoder = EntryEncoder()
-    written = [encode_record(encoder.encode(FIRST), marked=True), encode_record(encoder.encode(SECOND), marked=False)]
+    first, second = log_record(encoder.encode(FIRST)), log_record(encoder.encode(SECOND))
+    written = [encode_record(first, marked=True), encode_record(second, marked=False)]
     assert segment == encode_header(CLUSTER, 41) + b"".join(written)
 
 

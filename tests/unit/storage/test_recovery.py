@@ -19,7 +19,7 @@ from kvnode.node.storage.wal import WalOptions
 from kvnode.protocol.entry import EntryEncoder
 from kvnode.protocol.types import Entry, Epoch, History, Position, Reign, put
 from support.crash_plan import DROPPED, KEPT, CrashPlan
-from support.storage_rig import CLUSTER_ID, StorageRig, check_holds, epoch_of_start, value_of
+from support.storage_rig import CLUSTER_ID, StorageRig, check_holds, epoch_of_start, log_record, value_of
 
 #: Five records of `write_puts` fill a segment of the rig to here or further, so that the sixth begins a new one.
 SMALL = WalOptions(segment_bytes=700, keep_bytes=1 << 40)
@@ -144,7 +144,7 @@ def torn_group(rig: StorageRig, seqs: range, *, marked: bool) -> bytes:
     epoch = rig.files.load_history() or History()
     encoder = EntryEncoder()
     payloads = [encoder.encode(Entry(seq, epoch.current, 1, (put(b"torn", b"%d" % seq),))) for seq in seqs]
-    return b"".join(encode_record(payload, marked=marked and not i) for i, payload in enumerate(payloads))
+    return b"".join(encode_record(log_record(payload), marked=marked and not i) for i, payload in enumerate(payloads))
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 9, 30])

@@ -21,6 +21,7 @@ from kvnode.node.storage.segment import (
 )
 from kvnode.protocol.entry import EntryEncoder
 from kvnode.protocol.types import Entry, Epoch, delete, put
+from support.storage_rig import log_record
 
 CLUSTER = bytes(range(16))
 EPOCH = Epoch.of(3, 0x9F2C1A7B)
@@ -35,7 +36,7 @@ def segment(*records: bytes, first_seq: int = 5, unused: int = 0) -> bytes:
 
 
 def record(seq: int, *, marked: bool = False, value: bytes = b'"v"') -> bytes:
-    return encode_record(payload(seq, value), marked=marked)
+    return encode_record(log_record(payload(seq, value)), marked=marked)
 
 
 def read_until_damage(data: bytes, first_seq: int = 5) -> tuple[list[int], Damage | None]:
@@ -133,8 +134,8 @@ def test_every_flipped_bit_of_a_header_is_noticed() -> None:
 
 def test_record_layout() -> None:
     body = payload(5)
-    assert encode_record(body, marked=False) == struct.pack(">II", len(body), crc32(body)) + body
-    assert encode_record(body, marked=True) == struct.pack(">II", len(body) | 1 << 31, crc32(body)) + body
+    assert encode_record(log_record(body), marked=False) == struct.pack(">II", len(body), crc32(body)) + body
+    assert encode_record(log_record(body), marked=True) == struct.pack(">II", len(body) | 1 << 31, crc32(body)) + body
 
 
 @pytest.mark.parametrize("unused", [0, 1, 7, 8, 9, 3 << 20])
@@ -176,8 +177,8 @@ TAIL = len(segment(record(5)))
         (record(6)[:-1] + b"?", 0, 6, "does not match its CRC"),
         (record(7), 0, 6, "an intact record has seq 7"),
         (record(5), 0, 6, "an intact record has seq 5"),
-        (encode_record(b"\xc0", marked=False), 0, 6, "not an array of four"),
-        (encode_record(b"\xc1", marked=False), 0, 6, "is not msgpack"),
+        (encode_record(log_record(b"\xc0"), marked=False), 0, 6, "not an array of four"),
+        (encode_record(log_record(b"\xc1"), marked=False), 0, 6, "is not msgpack"),
         (record(6) + record(7)[:-1], len(record(6)), 7, "would reach past the end of the file"),
     ],
 )
@@ -241,7 +242,7 @@ def test_search_leaves_out_earlier_seqs_and_damaged_records() -> None:
 def test_search_knows_every_form_that_a_payload_can_begin_with(seq: int, ops: int) -> None:
     for time_ms in (0, 1_700_000_000_000):
         body = EntryEncoder().encode(Entry(seq, EPOCH, time_ms, (delete(b"k"),) * ops))
-        (found,) = find_later_records(b"??" + encode_record(body, marked=False), 0, 0)
+        (found,) = find_later_records(b"??" + encode_record(log_record(body), marked=False), 0, 0)
         assert (found.offset, found.entry.seq, len(found.entry.ops)) == (2, seq, ops)
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from kvnode.node.errors import LogFailed, StorageFull
-from kvnode.node.storage.segment import HEADER_BYTES, LogRecord, read_records, segment_name
+from kvnode.node.storage.segment import HEADER_BYTES, SegmentRecord, read_records, segment_name
 from kvnode.node.storage.wal import Segment, Wal, WalOptions
 from kvnode.protocol.entry import EntryEncoder
+from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.types import Entry, Epoch, put
 from support.crash_plan import DROPPED
 from support.memory_disk import MemoryDisk
+from support.storage_rig import log_record
 
 WAL = Path("/wal")
 CLUSTER = bytes(16)
@@ -30,8 +32,8 @@ def payload(seq: int) -> bytes:
     return filled
 
 
-def group(first: int, count: int = 1) -> list[bytes]:
-    return [payload(seq) for seq in range(first, first + count)]
+def group(first: int, count: int = 1) -> list[LogRecord]:
+    return [log_record(payload(seq)) for seq in range(first, first + count)]
 
 
 class Log:
@@ -51,7 +53,7 @@ class Log:
         """The seqs in each segment by its first, on this disk or another."""
         return {first: [each.entry.seq for each in records] for first, records in self.records(disk).items()}
 
-    def records(self, disk: MemoryDisk | None = None) -> dict[int, list[LogRecord]]:
+    def records(self, disk: MemoryDisk | None = None) -> dict[int, list[SegmentRecord]]:
         files = (disk or self.disk).snapshot(WAL)
         return {int(path.stem): list(read_records(data, int(path.stem))) for path, data in files.items()}
 
