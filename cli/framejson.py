@@ -33,6 +33,7 @@ from kvnode.protocol.fields import (
     Blob,
     EpochKind,
     HistoryKind,
+    IncomingKind,
     JsonBytes,
     Kind,
     Listing,
@@ -47,6 +48,7 @@ from kvnode.protocol.fields import (
 )
 from kvnode.protocol.messages import LAYOUTS, FrameType, Message, SnapshotChunk, WireField
 from kvnode.protocol.snapshot import SnapshotRecord, decode_chunk, encode_chunk
+from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import Entry, Epoch, History, Op, Position, Put, Reign
 
 T = TypeVar("T")
@@ -97,7 +99,11 @@ def parse_frame(text: bytes) -> Message:
 
 def _member_names(field: WireField) -> list[str]:
     """The members that may stand for a field."""
-    return [field.name, f"{field.name}_hex"] if isinstance(field.kind, OpsKind | JsonBytes) else [field.name]
+    match field.kind:
+        case OpsKind() | JsonBytes() | Nullable(kind=JsonBytes()):
+            return [field.name, f"{field.name}_hex"]
+        case _:
+            return [field.name]
 
 
 def _show_field(field: WireField, value: Any) -> _Members:
@@ -106,7 +112,7 @@ def _show_field(field: WireField, value: Any) -> _Members:
             return {field.name: _array(map(_show_record, value))}
         case OpsKind():
             return _show_ops(field.name, value)
-        case JsonBytes():
+        case JsonBytes() | Nullable(kind=JsonBytes()) if value is not None:
             return _show_json(field.name, value)
         case kind:
             return {field.name: to_json(_plain(kind, value))}
@@ -129,6 +135,8 @@ def _parse_field(field: WireField, members: Mapping[str, bytes]) -> Any:
                 return tuple(map(parse_op, split_array(text)))
             case JsonBytes():
                 return _decode_hex(text) if is_hex else text
+            case Nullable(kind=JsonBytes()):
+                return _decode_hex(text) if is_hex else None if text == b"null" else text
             case kind:
                 return _from_plain(kind, _decode(text, Any))
     except (ValueError, TypeError, KvError) as error:
@@ -138,6 +146,8 @@ def _parse_field(field: WireField, members: Mapping[str, bytes]) -> Any:
 def _plain(kind: Kind[Any], value: Any) -> Any:
     """The value as what JSON has: ids and credentials in hex, epochs and positions as they print."""
     match kind:
+        case Nullable():
+            return None if value is None else _plain(kind.kind, value)
         case Octets() | Blob():
             return value.hex()
         case EpochKind() | PositionKind():
@@ -145,7 +155,10 @@ def _plain(kind: Kind[Any], value: Any) -> Any:
         case HistoryKind():
             return [{"epoch": str(reign.epoch), "first_seq": reign.first_seq} for reign in value]
         case MemberKind():
-            return {"node_id": value.node_id.hex(), "name": value.name}
+            return {"node_id": value.node_id.hex(), "name": value.name, "address": value.address}
+        case IncomingKind():
+            sync = {"sync_id": value.sync_id.hex(), "first": str(value.first), "latest": str(value.latest)}
+            return sync | _plain_key("last_key", value.last_key)
         case Listing():
             return [_plain(kind.item, each) for each in value]
         case _:
@@ -163,16 +176,42 @@ def _from_plain(kind: Kind[Any], plain: Any) -> Any:
         case EpochKind():
             return Epoch.parse(_of_type(plain, str))
         case PositionKind():
-            epoch, _, seq = _of_type(plain, str).rpartition("-")
-            return Position(Epoch.parse(epoch), int(seq))
+            return _parse_position(plain)
         case HistoryKind():
             reigns = [_pick(each, "epoch", "first_seq") for each in _of_type(plain, list)]
             return History(tuple([Reign(Epoch.parse(epoch), _of_type(first, int)) for epoch, first in reigns]))
         case MemberKind():
-            node_id, name = _pick(plain, "node_id", "name")
-            return Member(bytes.fromhex(node_id), name)
+            node_id, name, address = _pick(plain, "node_id", "name", "address")
+            return Member(bytes.fromhex(node_id), name, address)
+        case IncomingKind():
+            return _parse_incoming(_of_type(plain, dict))
         case _:
             return kind.read(plain)
+
+
+def _parse_position(plain: Any) -> Position:
+    epoch, _, seq = _of_type(plain, str).rpartition("-")
+    return Position(Epoch.parse(epoch), int(seq))
+
+
+def _plain_key(name: str, key: bytes) -> dict[str, str]:
+    """A key as text, or in hex where it is none."""
+    try:
+        return {name: key.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {f"{name}_hex": key.hex()}
+
+
+def _parse_incoming(plain: dict[str, Any]) -> Incoming:
+    key = "last_key_hex" if "last_key_hex" in plain else "last_key"
+    check_members(plain, required=("sync_id", "first", "latest", key), optional=("last_key",))
+    last_key = _of_type(plain[key], str)
+    return Incoming(
+        bytes.fromhex(_of_type(plain["sync_id"], str)),
+        _parse_position(plain["first"]),
+        _parse_position(plain["latest"]),
+        bytes.fromhex(last_key) if key == "last_key_hex" else last_key.encode("utf-8"),
+    )
 
 
 # ---- what has bytes inside -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from kvnode.protocol.entry import decode_op
 from kvnode.protocol.errors import EntryDamaged
+from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import Epoch, History, Op, Position, Reign
 
 U32_MAX = 0xFFFF_FFFF
@@ -22,6 +23,9 @@ U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 
 #: Bytes of a cluster, node, boot or sync id.
 ID_BYTES = 16
+
+#: Longest address, in characters: a host name has up to 253.
+ADDRESS_CHARACTERS = 300
 
 #: Longest text that a log line shows whole.
 _SHOWN_CHARACTERS = 120
@@ -50,10 +54,12 @@ class Member(NamedTuple):
     Attributes:
         node_id: 16 bytes.
         name: 1 to 63 characters.
+        address: HOST:PORT of its peer port, where others reach it; empty = not known.
     """
 
     node_id: bytes
     name: str
+    address: str = ""
 
 
 class Kind(Generic[T]):
@@ -121,6 +127,26 @@ class Text(Kind[str]):
         if self._pattern is not None:
             return value or "-"
         return ascii(value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + "...")
+
+
+class AddressText(Text):
+    """HOST:PORT, or no text where it is not known.
+
+    The host is visible ASCII: a name, an IPv4 address, or an IPv6 address in brackets. The port is 1 to 65535, without
+    leading zeros: 0, which lets a kernel choose, is no place to connect to.
+    """
+
+    def __init__(self) -> None:
+        host = r"(?:(?![:\[\]])[!-~])+|\[(?:(?![\[\]])[!-~])+\]"
+        super().__init__(
+            f"HOST:PORT of up to {ADDRESS_CHARACTERS} characters, or no text", rf"(?:(?:{host}):[1-9][0-9]{{0,4}})?"
+        )
+
+    def read(self, wire: Any) -> str:
+        text = super().read(wire)
+        if len(text) > ADDRESS_CHARACTERS or (text and int(text.rpartition(":")[2]) > 65535):
+            raise _unlike(self._expected, wire)
+        return text
 
 
 class Choice(Kind[ChoiceT]):
@@ -196,6 +222,9 @@ class Nullable(Kind[T | None]):
     def read(self, wire: Any) -> T | None:
         return None if wire is None else self.kind.read(wire)
 
+    def write(self, value: T | None) -> Any:
+        return None if value is None else self.kind.write(value)
+
     def show(self, value: T | None) -> str:
         return "-" if value is None else self.kind.show(value)
 
@@ -211,7 +240,7 @@ class PositionKind(Kind[Position]):
     """`[epoch, seq]`, each a u64."""
 
     def read(self, wire: Any) -> Position:
-        epoch, seq = _pair(wire, "a position, [epoch, seq]")
+        epoch, seq = _items(wire, 2, "a position, [epoch, seq]")
         return Position(Epoch(_u64.read(epoch)), _u64.read(seq))
 
 
@@ -223,7 +252,7 @@ class HistoryKind(Kind[History]):
             raise _unlike("a history, [[epoch, first_seq], ...]", wire)
         reigns = []
         for each in wire:
-            epoch, first_seq = _pair(each, "a reign, [epoch, first_seq]")
+            epoch, first_seq = _items(each, 2, "a reign, [epoch, first_seq]")
             reigns.append(Reign(Epoch(_u64.read(epoch)), _u64.read(first_seq)))
         return History(tuple(reigns))
 
@@ -238,14 +267,32 @@ class HistoryKind(Kind[History]):
 
 
 class MemberKind(Kind[Member]):
-    """`[node_id, name]`."""
+    """`[node_id, name, address]`."""
 
     def read(self, wire: Any) -> Member:
-        node_id, name = _pair(wire, "a member, [node_id, name]")
-        return Member(_id.read(node_id), _name.read(name))
+        node_id, name, address = _items(wire, 3, "a member, [node_id, name, address]")
+        return Member(_id.read(node_id), _name.read(name), _address.read(address))
 
     def show(self, value: Member) -> str:
         return value.name
+
+
+class IncomingKind(Kind[Incoming]):
+    """`[sync_id, first, latest, last_key]` that keeps the invariant of `Incoming`."""
+
+    def read(self, wire: Any) -> Incoming:
+        sync_id, first, latest, last_key = _items(wire, 4, "a full sync, [sync_id, first, latest, last_key]")
+        return Incoming(_id.read(sync_id), _position.read(first), _position.read(latest), _bytes.read(last_key))
+
+    def write(self, value: Incoming) -> Any:
+        if not isinstance(value, Incoming):
+            raise _unlike("a full sync", value)
+        wire = (value.sync_id, value.first, value.latest, value.last_key)
+        self.read(wire)
+        return wire
+
+    def show(self, value: Incoming) -> str:
+        return f"{value.sync_id.hex()}:{value.first}..{value.latest}"
 
 
 class RecordsKind(Kind[tuple[LogRecord, ...]]):
@@ -291,8 +338,8 @@ class OpsKind(Kind[tuple[Op, ...]]):
         return f"<{len(value)}>"
 
 
-def _pair(wire: Any, expected: str) -> Sequence[Any]:
-    if not isinstance(wire, tuple) or len(wire) != 2:
+def _items(wire: Any, count: int, expected: str) -> Sequence[Any]:
+    if not isinstance(wire, tuple) or len(wire) != count:
         raise _unlike(expected, wire)
     return wire
 
@@ -326,6 +373,9 @@ def _unlike(expected: str, got: Any) -> ValueError:
 _u64 = Integer(0, U64_MAX)
 _id = Octets(ID_BYTES)
 _name = Text("a name: 1 to 63 letters, digits, '.', '_' or '-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_address = AddressText()
+_bytes = Blob()
+_position = PositionKind()
 _token = Text("1 to 64 printable ASCII characters without blanks", r"[!-~]{1,64}")
 
 #: Annotations of the frames' fields: the type, and the kind that checks it.
@@ -338,13 +388,14 @@ Id: TypeAlias = Annotated[bytes, _id]
 IdOrEmpty: TypeAlias = Annotated[bytes, Octets(ID_BYTES, 0)]
 Name: TypeAlias = Annotated[str, _name]
 NameOrEmpty: TypeAlias = Annotated[str, Text("a name or no text", r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})?")]
+AddressOrEmpty: TypeAlias = Annotated[str, _address]
 Token: TypeAlias = Annotated[str, _token]
 FreeText: TypeAlias = Annotated[str, Text()]
-Bytes: TypeAlias = Annotated[bytes, Blob()]
+Bytes: TypeAlias = Annotated[bytes, _bytes]
 NonEmptyBytes: TypeAlias = Annotated[bytes, Blob(1)]
 JsonText: TypeAlias = Annotated[bytes, JsonBytes()]
 Tokens: TypeAlias = Annotated[tuple[str, ...], Listing(_token)]
-At: TypeAlias = Annotated[Position, PositionKind()]
+At: TypeAlias = Annotated[Position, _position]
 Reigns: TypeAlias = Annotated[History, HistoryKind()]
 Members: TypeAlias = Annotated[tuple[Member, ...], Listing(MemberKind())]
 Records: TypeAlias = Annotated[tuple[LogRecord, ...], RecordsKind()]
@@ -352,3 +403,5 @@ Ops: TypeAlias = Annotated[tuple[Op, ...], OpsKind()]
 MaybeU32: TypeAlias = Annotated[int | None, Nullable(Integer(0, U32_MAX))]
 MaybeToken: TypeAlias = Annotated[str | None, Nullable(_token)]
 MaybeText: TypeAlias = Annotated[str | None, Nullable(Text())]
+MaybeJson: TypeAlias = Annotated[bytes | None, Nullable(JsonBytes())]
+MaybeIncoming: TypeAlias = Annotated[Incoming | None, Nullable(IncomingKind())]

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias, get_args, ge
 from kvnode.protocol.fields import (
     U32,
     U64,
+    AddressOrEmpty,
     At,
     Bool,
     Bytes,
@@ -26,6 +27,8 @@ from kvnode.protocol.fields import (
     IdOrEmpty,
     JsonText,
     Kind,
+    MaybeIncoming,
+    MaybeJson,
     MaybeText,
     MaybeToken,
     MaybeU32,
@@ -127,6 +130,9 @@ class Hello(_Frame):
     features: Tokens
     #: credentials; empty while there are none
     auth: Bytes = field(repr=False)
+    #: HOST:PORT where the sender itself accepts peer sessions. A wildcard host, 0.0.0.0 or [::], means the IP address
+    #: that this connection is seen to come from. Empty = it accepts none, or does not know where
+    address: AddressOrEmpty
 
     def check(self) -> None:
         if self.max_version < self.min_version:
@@ -186,6 +192,8 @@ class Subscribe(_Frame):
     #: the last entry that the sender holds; seq 0 = none. Epoch 0 with another seq means "after seq, whichever epoch
     #: ordered it" and is for the purpose `observe` only: nothing else may skip the check that the histories agree
     position: At
+    #: a full sync that was cut, for the primary to resume; None = there is none. An observer has none
+    incoming: MaybeIncoming
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +206,12 @@ class HistoryFrame(_Frame):
     TYPE: ClassVar = FrameType.HISTORY
 
     history: Reigns
-    #: every node id and every name once
+    #: every node id and every name once; addresses may repeat
     members: Members
 
     def check(self) -> None:
-        for what in zip(*self.members, strict=True):
-            if len(set(what)) < len(what):
+        for seen in ({each.node_id for each in self.members}, {each.name for each in self.members}):
+            if len(seen) < len(self.members):
                 raise ValueError("members: a node id or a name is there twice")
 
 
@@ -308,10 +316,15 @@ class WriteResult(_Frame):
     error_code: MaybeToken
     #: None exactly when `error_code` is
     error_message: MaybeText
+    #: a JSON object: what the error object of the REST interface has besides code and message, such as a limit or a
+    #: hint; None = nothing, and always without an error
+    error_fields: MaybeJson
 
     def check(self) -> None:
         if (self.error_code is None) is not (self.error_message is None):
             raise ValueError("error_message: it is there exactly when error_code is")
+        if self.error_code is None and self.error_fields is not None:
+            raise ValueError("error_fields: it is there without error_code")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The primary's view of one replica, as a state machine: one for each session whose HELLO asked to replicate.
 
     state         what holds in it                                                  left when
-    connecting    the replica has not said where it stands, or is not a durable     SUBSCRIBE was judged
-                  member yet; it was sent nothing
+    connecting    the replica has not said where it stands, or is not yet a member, SUBSCRIBE was judged
+                  durably and as it is called and reached now; it was sent nothing
     full_sync     it waits for the permit, or is sent a snapshot; what it needs of  the snapshot's end was sent
                   the log afterwards is pinned from the first snapshot on
     catching_up   it is sent entries; what was durable here `tail_s` ago is not     it has that
@@ -76,7 +76,6 @@ from kvnode.protocol.primary_events import (
     SnapshotOpened,
     SnapshotRead,
     StepDown,
-    SubscribeReceived,
     SyncPermitted,
     UnpinLog,
 )
@@ -183,7 +182,8 @@ class ReplicaFeed:
         Args:
             history: of this node, ending with its own reign.
             log: of this node.
-            members: all durable ones; `member` may be missing.
+            member: what it said of itself in HELLO, a wildcard in its address replaced by where it connects from.
+            members: all durable ones; `member` may be missing, or be there under another name or address.
             pinned_seq: what `SyncPins` keeps for this node from an earlier session.
         """
         self.state = ReplicaState.CONNECTING
@@ -199,7 +199,7 @@ class ReplicaFeed:
         self._members = members
         self._limits = limits or FeedLimits()
         self._heartbeat = Heartbeat(timing or Timing(), now)
-        self._subscribed: SubscribeReceived | None = None
+        self._subscribed: Subscribe | None = None
         self._sync: _Sync | None = None
         self._reading = False
         self._window: deque[_Sent] = deque()
@@ -233,9 +233,6 @@ class ReplicaFeed:
             case FrameReceived(message):
                 self._heartbeat.heard(now)
                 return self._receive(message, now)
-            case SubscribeReceived():
-                self._heartbeat.heard(now)
-                return self._subscribe(event, now)
             case LogAdvanced(durable_seq):
                 return self._advance(durable_seq, now)
             case EntriesRead():
@@ -272,31 +269,31 @@ class ReplicaFeed:
                 return self._take_ack(message, now)
             case Ping():
                 return []
-            case Subscribe(position):
-                return self._subscribe(SubscribeReceived(position), now)
+            case Subscribe():
+                return self._subscribe(message, now)
             case Error(code, text):
                 return self._close(code, f"the replica says: {text}", tell=False)
             case _:
                 return self._refuse(f"{message.TYPE.name} is not what a replica sends")
 
-    def _subscribe(self, event: SubscribeReceived, now: float) -> Instructions:
+    def _subscribe(self, frame: Subscribe, now: float) -> Instructions:
         if self._subscribed is not None:
             return self._refuse("SUBSCRIBE came twice")
-        if event.position.seq and not event.position.epoch:
+        if frame.position.seq and not frame.position.epoch:
             return self._refuse("SUBSCRIBE of a replica must name the epoch of its last entry")
-        self._subscribed = event
-        verdict = self._judge(event)
+        self._subscribed = frame
+        verdict = self._judge(frame)
         if isinstance(verdict, StalePrimary):
             text = f"this primary reigns with term {self._history.current.term}, there was term {verdict.term}"
             return [*self._close("stale_primary", text), StepDown(verdict.term)]
-        if not any(known.node_id == self.member.node_id for known in self._members):
+        if self.member not in self._members:
             return [SaveMember(self.member)]
         return self._begin(now)
 
-    def _judge(self, event: SubscribeReceived) -> Verdict:
-        seen = line_of(event.incoming.latest) if event.incoming else line_of(event.position)
+    def _judge(self, frame: Subscribe) -> Verdict:
+        seen = line_of(frame.incoming.latest) if frame.incoming else line_of(frame.position)
         log = LogExtent(self._first_seq, self.durable_seq)
-        return may_follow(self._history, log, event.position, seen)
+        return may_follow(self._history, log, frame.position, seen)
 
     def _begin(self, now: float) -> Instructions:
         """Everything is known: send the history, and then what the replica needs."""

@@ -15,31 +15,21 @@ from kvnode.protocol.session import (
     Ticked,
     TransportProgressed,
 )
-from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import Position, Seq
 
 # ---- events ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class SubscribeReceived:
-    """SUBSCRIBE arrived: once a session."""
-
-    position: Position
-    #: the full sync that the replica could resume
-    incoming: Incoming | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class MemberSaved:
-    """`SaveMember` is done: the node is a member, durably."""
+    """`SaveMember` is done: the node is a member, durably, under the name and address that it said."""
 
     members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class MembersChanged:
-    """A node joined or was forgotten."""
+    """A node joined, was forgotten, or has another name or address."""
 
     members: tuple[Member, ...]
 
@@ -123,8 +113,7 @@ class Disconnected:
 
 
 PrimaryEvent: TypeAlias = (
-    SubscribeReceived
-    | FrameReceived
+    FrameReceived
     | MemberSaved
     | MembersChanged
     | LogAdvanced
@@ -148,7 +137,10 @@ PrimaryEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class SaveMember:
-    """Add the node to the members, durably. Answer: `MemberSaved`."""
+    """Add the node to the members, durably, in place of the one with its id if there is one. Answer: `MemberSaved`.
+
+    What several sessions ask takes effect in the order in which they ask: the latest is how the node can be reached.
+    """
 
     member: Member
 

@@ -30,14 +30,13 @@ from typing import TypeAlias
 from kvnode.protocol.errors import LocalProtocolError, RemoteProtocolError
 from kvnode.protocol.fields import Member
 from kvnode.protocol.follow import Diverged, LogExtent, StalePrimary, Verdict, is_prefix, may_follow, position_of
-from kvnode.protocol.messages import Ack, Error, Hello, Message, Ping, Role, Welcome
+from kvnode.protocol.messages import Ack, Error, Hello, Message, Ping, Role, Subscribe, Welcome
 from kvnode.protocol.received import UnsupportedOp
 from kvnode.protocol.reception import Phase, Reception
 from kvnode.protocol.replica_events import (
     AppendEntries,
     BeginIncoming,
     ChunkStored,
-    ClusterSaved,
     Connect,
     Connected,
     Disconnected,
@@ -56,9 +55,7 @@ from kvnode.protocol.replica_events import (
     ReplicaInstruction,
     ReportError,
     ResumeReading,
-    SaveCluster,
     SaveHistory,
-    SendSubscribe,
     StoreChunk,
     Work,
     WorkFailed,
@@ -122,7 +119,6 @@ class FollowerDisk:
 
 #: Which answer ends which work.
 _ANSWERS: dict[type[ReplicaEvent], type[Work]] = {
-    ClusterSaved: SaveCluster,
     MovedAside: MoveAside,
     HistorySaved: SaveHistory,
     EntriesDurable: AppendEntries,
@@ -162,8 +158,10 @@ class Follower:
         """A replica that connects at its first `Ticked`.
 
         Args:
-            hello: what to say first; its cluster id is empty only until the node has met its cluster.
+            hello: what to say first. It names the cluster: a node that joins asks for its id, with the purpose `probe`,
+                and makes that durable before it follows anyone.
         """
+        assert hello.cluster_id, "a replica follows a primary of its own cluster"
         self.state = FollowerState.WAITING
         self.history = disk.history
         self.members = disk.members
@@ -316,7 +314,7 @@ class Follower:
             return self._close("unsupported_version", f"the primary chose version {welcome.version}")
         if welcome.node_id == hello.node_id:
             return self._close("self_join", "this node would follow itself")
-        if hello.cluster_id and welcome.cluster_id != hello.cluster_id:
+        if welcome.cluster_id != hello.cluster_id:
             return self._close("wrong_cluster", f"{welcome.name} belongs to another cluster")
         if welcome.role is not Role.PRIMARY:
             return self._close("not_primary", f"{welcome.name} is no primary")
@@ -331,9 +329,6 @@ class Follower:
         welcome = self._welcome
         assert welcome is not None
         if self._work.under_way is not None:
-            return []
-        if not self._hello.cluster_id:
-            self._work.add(SaveCluster(welcome.cluster_id))
             return []
         position, floor_seq = self.position, self.durable_seq
         verdict = self._judge(welcome)
@@ -365,7 +360,7 @@ class Follower:
             stale_incoming=incoming is not None,
         )
         self.state = FollowerState.FOLLOWING
-        return [SendSubscribe(position, offered)]
+        return [SendFrame(Subscribe(position, offered))]
 
     def _judge(self, welcome: Welcome) -> Verdict:
         """The verdict, but for how far the primary's log reaches back; of the data under the log, too."""
@@ -433,8 +428,6 @@ class Follower:
             self._attempts = 0
             return self._ack()
         match self._work.end():
-            case SaveCluster(cluster_id):
-                self._hello = replace(self._hello, cluster_id=cluster_id)
             case SaveHistory(history, members):
                 self.history, self.members = history, members
             case AppendEntries(_, entries):

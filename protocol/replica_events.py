@@ -41,11 +41,6 @@ class Disconnected:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSaved:
-    """`SaveCluster` is done."""
-
-
-@dataclass(frozen=True, slots=True)
 class MovedAside:
     """`MoveAside` is done."""
 
@@ -97,7 +92,6 @@ ReplicaEvent: TypeAlias = (
     Connected
     | Disconnected
     | FrameReceived
-    | ClusterSaved
     | MovedAside
     | HistorySaved
     | EntriesDurable
@@ -121,15 +115,6 @@ class Connect:
 
 
 @dataclass(frozen=True, slots=True)
-class SendSubscribe:
-    """Send SUBSCRIBE."""
-
-    position: Position
-    #: a full sync that could be resumed
-    incoming: Incoming | None
-
-
-@dataclass(frozen=True, slots=True)
 class PauseReading:
     """Take no more bytes from the connection; frames that were taken already are stepped all the same."""
 
@@ -148,13 +133,6 @@ class ReportError:
 
 
 # ---- instructions: work ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SaveCluster:
-    """Make the cluster's id durable, on the node's first contact with it. Answer: `ClusterSaved`."""
-
-    cluster_id: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +200,8 @@ class DropIncoming:
     """Remove incoming/: the log goes on without it. Answer: `IncomingDropped`."""
 
 
-Work: TypeAlias = (
-    SaveCluster | MoveAside | SaveHistory | AppendEntries | BeginIncoming | StoreChunk | FinishIncoming | DropIncoming
-)
+Work: TypeAlias = MoveAside | SaveHistory | AppendEntries | BeginIncoming | StoreChunk | FinishIncoming | DropIncoming
 
 ReplicaInstruction: TypeAlias = (
-    Connect | SendFrame | SendPing | SendSubscribe | PauseReading | ResumeReading | CloseSession | ReportError | Work
+    Connect | SendFrame | SendPing | PauseReading | ResumeReading | CloseSession | ReportError | Work
 )

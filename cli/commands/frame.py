@@ -83,8 +83,9 @@ def observe(first: int) -> None:
         purpose=Purpose.OBSERVE,
         features=(),
         auth=b"",
+        address="",
     )
-    _write_frames(encode(hello) + encode(Subscribe(Position(Epoch(0), first - 1))))
+    _write_frames(encode(hello) + encode(Subscribe(Position(Epoch(0), first - 1), incoming=None)))
 
 
 def _decode() -> None:

@@ -112,10 +112,17 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One line of ``members``."""
+    """One of ``members``.
+
+    Attributes:
+        node_id: 32 hex digits.
+        name: the node's name in the cluster.
+        address: HOST:PORT of its peer port; empty = not known, as in files of releases that did not keep it.
+    """
 
     node_id: str
     name: str
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

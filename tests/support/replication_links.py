@@ -9,7 +9,6 @@ from random import Random
 from typing import Any, Protocol
 
 from kvnode.protocol.messages import Entries, Message, SnapshotChunk
-from kvnode.protocol.replica_events import SendSubscribe
 
 
 class Timeline:
@@ -40,7 +39,7 @@ class Timeline:
 class Endpoint(Protocol):
     """One side of a connection."""
 
-    def receive(self, connection: Connection, message: Message | SendSubscribe) -> None:
+    def receive(self, connection: Connection, message: Message) -> None:
         """A frame arrived."""
 
     def lose(self, connection: Connection) -> None:
@@ -50,7 +49,7 @@ class Endpoint(Protocol):
         """Bytes that this side sent have left."""
 
 
-def frame_size(message: Message | SendSubscribe) -> int:
+def frame_size(message: Message) -> int:
     """Bytes on the wire, roughly."""
     match message:
         case Entries(records):
@@ -73,10 +72,10 @@ class Direction:
         self.stalled_until = 0.0
         self.paused = False
         self._last_arrival = 0.0
-        self._queue: deque[Message | SendSubscribe] = deque()
-        self._held: deque[Message | SendSubscribe] = deque()
+        self._queue: deque[Message] = deque()
+        self._held: deque[Message] = deque()
 
-    def send(self, message: Message | SendSubscribe) -> None:
+    def send(self, message: Message) -> None:
         connection = self.connection
         self.written += frame_size(message)
         arrival = max(connection.time.now + connection.delay(), self._last_arrival, self.stalled_until)
@@ -100,7 +99,7 @@ class Direction:
         else:
             self._deliver(self._queue.popleft())
 
-    def _deliver(self, message: Message | SendSubscribe) -> None:
+    def _deliver(self, message: Message) -> None:
         self.flushed += frame_size(message)
         if self.connection.is_open(self.receiver):
             self.receiver.receive(self.connection, message)

@@ -7,7 +7,6 @@ finds work not begun, done in part, or done and not answered.
 from __future__ import annotations
 
 from kvnode.protocol import primary_events as p
-from kvnode.protocol import replica_events as r
 from kvnode.protocol.entry import EntryEncoder, payload_crc
 from kvnode.protocol.fields import LogRecord, Member
 from kvnode.protocol.follow import LogExtent, position_of, reigns_until
@@ -59,8 +58,7 @@ class PrimaryProcess(Process):
         world.truth.begin_reign(epoch, last)
         disk.history = reigns_until(disk.history, last.seq).begin(epoch, last.seq + 1)
         disk.incoming, disk.incoming_data, disk.serve_from = None, {}, None
-        if node.member not in disk.members:
-            disk.members = (*disk.members, node.member)
+        disk.save_member(node.member)
         self.waits = AckWaits()
         self.pins = SyncPins(PIN_BYTES, PIN_HOLD_S)
         self.fenced = False
@@ -147,16 +145,12 @@ class PrimaryProcess(Process):
     def states(self) -> dict[bytes, str]:
         return {session.feed.member.node_id: session.feed.state for session in self._sessions}
 
-    def receive(self, connection: Connection, message: Message | r.SendSubscribe) -> None:
+    def receive(self, connection: Connection, message: Message) -> None:
         if isinstance(message, Hello):
             self._welcome(connection, message)
             return
         session = self._session(connection)
-        if session is None:
-            return
-        if isinstance(message, r.SendSubscribe):
-            self.step(session, p.SubscribeReceived(message.position, message.incoming))
-        else:
+        if session is not None:
             self.step(session, FrameReceived(message))
 
     def lose(self, connection: Connection) -> None:
@@ -200,7 +194,7 @@ class PrimaryProcess(Process):
             Welcome(1, CLUSTER, node.member.node_id, node.member.name, Role.PRIMARY, disk.history, seq, ())
         )
         feed = ReplicaFeed(
-            Member(hello.node_id, hello.name),
+            Member(hello.node_id, hello.name, hello.address),
             disk.history,
             LogExtent(disk.first_seq, seq),
             disk.members,
@@ -298,10 +292,11 @@ class PrimaryProcess(Process):
     # ---- what feeds ask for --------------------------------------------------------------------------------------
 
     def _save_member(self, session: Session, member: Member) -> None:
-        if member not in self.disk.members:
-            self.disk.members = (*self.disk.members, member)
-        if session in self._sessions:
-            self.step(session, p.MemberSaved(self.disk.members))
+        if session not in self._sessions:
+            # A later session of the node may have been asked for first, and knows better.
+            return
+        self.disk.save_member(member)
+        self.step(session, p.MemberSaved(self.disk.members))
         for other in list(self._sessions):
             if other is not session:
                 self.step(other, p.MembersChanged(self.disk.members))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvnode.protocol import replica_events as r
-from kvnode.protocol.messages import Hello, Message, Ping, Purpose
+from kvnode.protocol.messages import Hello, Message, Ping, Purpose, Subscribe
 from kvnode.protocol.replica import Follower, FollowerDisk, FollowerLimits
 from kvnode.protocol.session import CloseSession, FrameReceived, SendFrame, SendPing, Ticked, TransportProgressed
 from kvnode.protocol.types import Position
@@ -29,9 +29,9 @@ class ReplicaProcess(Process):
         disk, now = node.disk, self.world.time.now
         self.primary = self.world.nodes[follows]
         self.connection: Connection | None = None
-        hello = Hello(
-            1, 1, CLUSTER, node.member.node_id, self.world.rng.randbytes(16), node.member.name, Purpose.REPLICA, (), b""
-        )
+        node_id, name, address = node.member
+        boot_id = self.world.rng.randbytes(16)
+        hello = Hello(1, 1, CLUSTER, node_id, boot_id, name, Purpose.REPLICA, (), b"", address)
         self.machine = Follower(
             hello,
             FollowerDisk(disk.history, disk.members, disk.last_seq, disk.serve_from, disk.incoming),
@@ -47,8 +47,7 @@ class ReplicaProcess(Process):
 
     # ---- the session ---------------------------------------------------------------------------------------------
 
-    def receive(self, connection: Connection, message: Message | r.SendSubscribe) -> None:
-        assert not isinstance(message, r.SendSubscribe)
+    def receive(self, connection: Connection, message: Message) -> None:
         if connection is self.connection:
             self.step(FrameReceived(message))
 
@@ -93,14 +92,12 @@ class ReplicaProcess(Process):
                 self.later(0.01 * self.world.rng.random(), self._connect)
             case SendFrame(message):
                 assert connection is not None
+                if isinstance(message, Subscribe):
+                    self.world.trace(self.node, "subscribes", message)
                 connection.to_server.send(message)
             case SendPing(last_seq):
                 assert connection is not None
                 connection.to_server.send(Ping(last_seq, 0))
-            case r.SendSubscribe():
-                assert connection is not None
-                self.world.trace(self.node, "subscribes", instruction)
-                connection.to_server.send(instruction)
             case CloseSession():
                 self.world.trace(self.node, "closes", instruction)
                 if connection is not None:

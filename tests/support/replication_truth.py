@@ -84,6 +84,12 @@ class Disk:
             diverged=list(self.diverged),
         )
 
+    def save_member(self, member: Member) -> None:
+        """Add a member, in place of the one with its id if there is one."""
+        if member not in self.members:
+            others = [each for each in self.members if each.node_id != member.node_id]
+            self.members = (*others, member)
+
     def after(self, seq: Seq) -> list[LogEntry]:
         """Entries above `seq`."""
         return self.log[max(0, seq + 1 - self.first_seq) :]

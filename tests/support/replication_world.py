@@ -83,6 +83,8 @@ class Node:
     def start(self, *, ask_members: bool = False) -> None:
         """Start the process. It finds what is durable, and applies all of the log."""
         assert self.process is None
+        if self.world.rng.random() < 0.2:
+            self.member = self.member._replace(address=f"web{self.number}:{self.world.rng.randint(7001, 7003)}")
         self.disk.apply(self.disk.last_seq)
         self.world.trace(self, "start", (self.disk.position, self.disk.history))
         self.process = self.world.make_process(self, ask_members)
