@@ -237,6 +237,27 @@ class LogDamaged(StorageError):
         self.reason = reason
 
 
+class LogTrimmed(StorageError):
+    """Entries that were asked for are no longer in the log.
+
+    Attributes:
+        wanted_seq: of the first one asked for.
+        first_seq: where the log begins.
+    """
+
+    code = "log_trimmed"
+
+    def __init__(self, directory: Path, wanted_seq: Seq, first_seq: Seq) -> None:
+        super().__init__(
+            f"{directory}: the log begins at seq {first_seq}, not at {wanted_seq}",
+            hint="begin at a later seq, or have the node keep more of its log (--wal-keep-bytes)",
+            wanted_seq=wanted_seq,
+            first_seq=first_seq,
+        )
+        self.wanted_seq = wanted_seq
+        self.first_seq = first_seq
+
+
 class DataLost(StorageError):
     """The directory's parts do not reach each other: data is missing that no replay can bring back."""
 

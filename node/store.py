@@ -38,7 +38,7 @@ from kvnode.node.eventlog import EventLog
 from kvnode.node.metrics import StoreCounters
 from kvnode.node.reads import PointReads, RangeRead, rebuilding
 from kvnode.node.storage.cache import LruCache
-from kvnode.node.storage.checkpoint import take_checkpoint
+from kvnode.node.storage.checkpoint import checkpoint_and_trim
 from kvnode.node.storage.datadir import CleanStop, StateFiles
 from kvnode.node.storage.engine import Engine
 from kvnode.node.storage.recovery import Storage
@@ -289,7 +289,7 @@ class Store:
 
     def _close_storage(self, clean: bool, timeout_s: float) -> bool:
         if clean:
-            self.checkpoint_seq = take_checkpoint(self._files, self.wal, self._engine, self._log)
+            self.checkpoint_seq = checkpoint_and_trim(self._files, self.wal, self._engine, self._log)
         if not self._engine.close(timeout_s):
             self._log.error("stop_incomplete", reason="a reader did not leave LevelDB in time")
             return False
@@ -454,7 +454,7 @@ class Store:
     async def _take_checkpoints(self) -> None:
         while self._checkpoint_due and self._state is _State.SERVING:
             self._checkpoint_due = False
-            job = functools.partial(take_checkpoint, self._files, self.wal, self._engine, self._log)
+            job = functools.partial(checkpoint_and_trim, self._files, self.wal, self._engine, self._log)
             try:
                 self.checkpoint_seq = await self._maintenance.run(job)
                 self.counters.checkpoints += 1

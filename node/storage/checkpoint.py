@@ -11,7 +11,7 @@ from kvnode.protocol.types import Seq
 
 
 def take_checkpoint(files: StateFiles, wal: Wal, engine: Engine, log: EventLog) -> Seq:
-    """Flush LevelDB, record durably up to where it holds, then drop the segments that nothing needs any more.
+    """Flush LevelDB, and record durably up to where it holds. `Wal.trim_target` says what is not needed then.
 
     Blocks; not for two threads at a time.
 
@@ -22,7 +22,7 @@ def take_checkpoint(files: StateFiles, wal: Wal, engine: Engine, log: EventLog) 
         EngineFailed: LevelDB could not be flushed.
         LogFailed: the log could not be synced; final.
         StorageFull: there is no room for the checkpoint file; the old one holds.
-        OSError: the checkpoint file cannot be replaced, or a segment not be deleted.
+        OSError: the checkpoint file cannot be replaced.
     """
     position = engine.flush()
     # A checkpoint also says that the log up to it is durable, which without fsync it is not yet.
@@ -33,6 +33,27 @@ def take_checkpoint(files: StateFiles, wal: Wal, engine: Engine, log: EventLog) 
         if error.errno in DISK_FULL_ERRNOS:
             raise StorageFull(f"no room for the checkpoint: {error.strerror}") from error
         raise
-    dropped = wal.drop_segments(position.seq)
-    log.info("checkpoint", seq=position.seq, segments_dropped=len(dropped))
+    log.info("checkpoint", seq=position.seq)
     return position.seq
+
+
+def trim_log(wal: Wal, first_seq: Seq, log: EventLog) -> None:
+    """Drop the log's segments before `first_seq`, which `Wal.trim_target` named. Blocks; in one thread at a time.
+
+    Raises:
+        OSError: a segment cannot be deleted; those before it are gone.
+    """
+    dropped = wal.drop_before(first_seq)
+    if dropped:
+        log.info("log_trimmed", first_seq=wal.first_seq, segments_dropped=len(dropped))
+
+
+def checkpoint_and_trim(files: StateFiles, wal: Wal, engine: Engine, log: EventLog) -> Seq:
+    """`take_checkpoint`, then `trim_log`, for a log that nobody else reads.
+
+    Raises:
+        As those two do.
+    """
+    seq = take_checkpoint(files, wal, engine, log)
+    trim_log(wal, wal.trim_target(seq, None), log)
+    return seq

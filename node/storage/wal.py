@@ -117,10 +117,20 @@ class Wal:
         return self._tail.last_seq
 
     @property
+    def first_seq(self) -> Seq:
+        """The seq of the first entry that the log holds, or, while it is empty, will hold."""
+        with self._lock:
+            return self._closed[0].first_seq if self._closed else self._tail.first_seq
+
+    @property
     def segments(self) -> list[Segment]:
         """All segments in order, the tail last."""
         with self._lock:
             return [*self._closed, self._tail]
+
+    def bytes_from(self, seq: Seq) -> int:
+        """The size of the segments that hold entries from `seq` on, in bytes: what keeping those costs."""
+        return sum([segment.end for segment in self.segments if segment.last_seq >= seq])
 
     def append(self, records: Sequence[LogRecord]) -> bool:
         """Append one group: the entries after `last_seq`, encoded, in order; durable on return if the options say so.
@@ -165,11 +175,32 @@ class Wal:
         """
         self._sync_tail()
 
-    def drop_segments(self, checkpoint_seq: Seq) -> list[Segment]:
-        """Delete the oldest segments that LevelDB no longer needs and retention does not keep.
+    def trim_target(self, checkpoint_seq: Seq, pinned_seq: Seq | None) -> Seq:
+        """Where the log would begin if all was dropped that nothing needs and retention does not keep.
+
+        Changes nothing, so that those who read the log can be told before `drop_before` makes it true.
 
         Args:
-            checkpoint_seq: LevelDB is durable up to here; only segments that end at or below it are dropped.
+            checkpoint_seq: LevelDB is durable up to here; a segment that ends above it is needed.
+            pinned_seq: so is one that ends at or above this; None = no pin.
+
+        Returns:
+            The first seq of a segment: `first_seq` when there is nothing to drop.
+        """
+        segments = self.segments
+        total = sum([segment.end for segment in segments])
+        droppable_seq = checkpoint_seq if pinned_seq is None else min(checkpoint_seq, pinned_seq - 1)
+        for segment in segments[:-1]:
+            if total <= self._options.keep_bytes or segment.last_seq > droppable_seq:
+                return segment.first_seq
+            total -= segment.end
+        return segments[-1].first_seq
+
+    def drop_before(self, first_seq: Seq) -> list[Segment]:
+        """Delete the segments whose entries all lie before `first_seq`, oldest first; never the tail.
+
+        Args:
+            first_seq: what `trim_target` said, now or earlier.
 
         Returns:
             The dropped segments.
@@ -179,7 +210,7 @@ class Wal:
         """
         dropped: list[Segment] = []
         try:
-            while (oldest := self._next_to_drop(checkpoint_seq)) is not None:
+            while (oldest := self._oldest_before(first_seq)) is not None:
                 self._fs.unlink(self._directory / oldest.name)
                 with self._lock:
                     self._closed.pop(0)
@@ -214,12 +245,9 @@ class Wal:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def _next_to_drop(self, checkpoint_seq: Seq) -> Segment | None:
+    def _oldest_before(self, first_seq: Seq) -> Segment | None:
         with self._lock:
-            total = sum(segment.end for segment in self._closed) + self._tail.end
-            if self._closed and total > self._options.keep_bytes and self._closed[0].last_seq <= checkpoint_seq:
-                return self._closed[0]
-            return None
+            return self._closed[0] if self._closed and self._closed[0].last_seq < first_seq else None
 
     def _make_room(self, size: int) -> bool:
         """Have `size` reserved bytes after the end of the tail; returns whether that took a new segment."""

@@ -85,7 +85,7 @@ class LogMachine(RuleBasedStateMachine):
     def checkpoint(self) -> None:
         self.rig.checkpoint(self.storage)
         self.durable = self.storage.wal.last_seq
-        self.storage.wal.drop_segments(self.storage.checkpoint_seq)
+        self.rig.trim(self.storage)
 
     @rule()
     def stop_and_start(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
 from kvnode.node.storage.recovery import Recovery, Storage
 from kvnode.node.storage.segment import SegmentRecord, read_records
-from kvnode.node.storage.wal import WalOptions
+from kvnode.node.storage.wal import Segment, WalOptions
 from kvnode.protocol.entry import EntryEncoder, payload_crc
 from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.types import Entry, Epoch, Op, put
@@ -109,6 +109,14 @@ class StorageRig:
         storage.checkpoint_seq = storage.engine.flush().seq
         storage.wal.sync()
         self.files.save_checkpoint(storage.checkpoint_seq)
+
+    def trim(self, storage: Storage) -> list[Segment]:
+        """Drop the segments that neither the checkpoint nor retention keeps."""
+        wal = storage.wal
+        target = wal.trim_target(storage.checkpoint_seq, None)
+        dropped = wal.drop_before(target)
+        assert wal.first_seq == target
+        return dropped
 
     def stop(self, storage: Storage) -> None:
         """Stop cleanly."""

@@ -64,7 +64,7 @@ class Watched:
 
     def drop_closed(self) -> None:
         self.rig.checkpoint(self.storage)
-        assert self.storage.wal.drop_segments(self.storage.checkpoint_seq)
+        assert self.rig.trim(self.storage)
 
 
 # ---- where a log is ------------------------------------------------------------------------------------------------

@@ -49,6 +49,11 @@ class Log:
     def append(self, count: int = 1) -> bool:
         return self.wal.append(group(self.wal.last_seq + 1, count))
 
+    def trim(self, checkpoint_seq: int) -> list[int]:
+        """Drop what can be; returns the first seqs of the dropped segments."""
+        target = self.wal.trim_target(checkpoint_seq, None)
+        return [segment.first_seq for segment in self.wal.drop_before(target)]
+
     def seqs(self, disk: MemoryDisk | None = None) -> dict[int, list[int]]:
         """The seqs in each segment by its first, on this disk or another."""
         return {first: [each.entry.seq for each in records] for first, records in self.records(disk).items()}
@@ -192,7 +197,7 @@ def test_segments_are_dropped_oldest_first_while_the_log_is_larger_than_kept() -
     log = Log(records_a_segment=1, keep_bytes=3 * (HEADER_BYTES + RECORD))
     for _ in range(6):
         log.append()
-    assert [segment.first_seq for segment in log.wal.drop_segments(6)] == [1, 2, 3]
+    assert log.trim(6) == [1, 2, 3]
     assert log.seqs() == {4: [4], 5: [5], 6: [6]}
     assert [segment.first_seq for segment in log.wal.segments] == [4, 5, 6]
     assert sorted(log.records(log.disk.after_crash(DROPPED))) == [4, 5, 6]
@@ -202,15 +207,79 @@ def test_segments_above_the_checkpoint_are_kept() -> None:
     log = Log(records_a_segment=2, keep_bytes=0)
     for _ in range(7):
         log.append()
-    assert [segment.first_seq for segment in log.wal.drop_segments(3)] == [1]
-    assert [segment.first_seq for segment in log.wal.drop_segments(3)] == []
+    assert log.trim(3) == [1]
+    assert log.trim(3) == []
     assert log.seqs() == {3: [3, 4], 5: [5, 6], 7: [7]}
+
+
+@pytest.mark.parametrize(
+    ("pinned_seq", "target"), [(None, 7), (0, 1), (1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (7, 7), (100, 7)]
+)
+def test_pinned_entries_are_kept(pinned_seq: int | None, target: int) -> None:
+    log = Log(records_a_segment=2, keep_bytes=0)
+    for _ in range(8):
+        log.append()
+    assert log.wal.trim_target(8, pinned_seq) == target
+
+
+def test_deciding_what_to_drop_changes_nothing() -> None:
+    log = Log(records_a_segment=1, keep_bytes=0)
+    for _ in range(4):
+        log.append()
+    before = len(log.disk.calls)
+    assert log.wal.trim_target(3, None) == 4
+    assert log.wal.first_seq == 1
+    assert log.disk.calls[before:] == []
+
+
+@pytest.mark.parametrize(("first_seq", "left"), [(0, 1), (2, 1), (3, 3), (4, 3), (7, 7), (1000, 7)])
+def test_only_segments_that_lie_wholly_before_are_dropped(first_seq: int, left: int) -> None:
+    log = Log(records_a_segment=2)
+    for _ in range(7):
+        log.append()
+    log.wal.drop_before(first_seq)
+    assert log.wal.first_seq == left == min(log.seqs())
+
+
+def test_dropping_goes_by_what_was_decided_though_the_log_has_grown() -> None:
+    log = Log(records_a_segment=1, keep_bytes=3 * (HEADER_BYTES + RECORD))
+    for _ in range(5):
+        log.append()
+    target = log.wal.trim_target(5, None)
+    for _ in range(5):
+        log.append()
+    log.wal.drop_before(target)
+    assert log.wal.first_seq == target == 3
+
+
+def test_what_keeping_entries_costs() -> None:
+    log = Log(records_a_segment=2)
+    assert log.wal.bytes_from(1) == 0
+    for _ in range(5):
+        log.append()
+    two, one = HEADER_BYTES + 2 * RECORD, HEADER_BYTES + RECORD
+    costs = [log.wal.bytes_from(seq) for seq in range(8)]
+    assert costs == [2 * two + one, 2 * two + one, 2 * two + one, two + one, two + one, one, 0, 0]
+    log.wal.drop_before(3)
+    assert log.wal.bytes_from(0) == two + one
+
+
+def test_where_the_log_begins() -> None:
+    log = Log(records_a_segment=1)
+    assert log.wal.first_seq == 1
+    log.append()
+    log.append()
+    assert log.wal.first_seq == 1
+    log.wal.drop_before(2)
+    assert log.wal.first_seq == 2
 
 
 def test_tail_is_never_dropped() -> None:
     log = Log(keep_bytes=0)
     log.append(2)
-    assert log.wal.drop_segments(2) == []
+    assert log.trim(2) == []
+    assert log.wal.drop_before(3) == []
+    assert log.seqs() == {1: [1, 2]}
 
 
 def test_failed_unlink_leaves_the_list_as_the_disk_is() -> None:
@@ -219,7 +288,7 @@ def test_failed_unlink_leaves_the_list_as_the_disk_is() -> None:
         log.append()
     log.disk.plan.fail(("unlink", "*"), errno.EIO, skip=1)
     with pytest.raises(OSError, match="Input/output"):
-        log.wal.drop_segments(4)
+        log.trim(4)
     assert [segment.first_seq for segment in log.wal.segments] == sorted(log.seqs()) == [2, 3, 4]
 
 
@@ -242,7 +311,7 @@ def test_closing_a_segment_is_told_though_another_is_dropped_meanwhile() -> None
     wal = Wal.create(disk, WAL, CLUSTER, log.options, 1)
     wal.append(group(1))
     wal.append(group(2))
-    disk.on_rename = lambda: None if wal.drop_segments(1) else pytest.fail("nothing was dropped")
+    disk.on_rename = lambda: None if wal.drop_before(2) else pytest.fail("nothing was dropped")
     assert wal.append(group(3)) is True
 
 
