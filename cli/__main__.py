@@ -26,6 +26,7 @@ class _Listed(NamedTuple):
 SECTIONS: dict[str, dict[str, _Listed]] = {
     "Node": {
         "start": _Listed("start:start", "Run a node until it is told to stop."),
+        "join": _Listed("join:join", "Run a node as a replica of a primary."),
     },
     "Data": {
         "put": _Listed("put:put", "Set a key to a value."),
