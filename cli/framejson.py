@@ -112,8 +112,10 @@ def _show_field(field: WireField, value: Any) -> _Members:
             return {field.name: _array(map(_show_record, value))}
         case OpsKind():
             return _show_ops(field.name, value)
-        case JsonBytes() | Nullable(kind=JsonBytes()) if value is not None:
+        case JsonBytes():
             return _show_json(field.name, value)
+        case Nullable(kind=JsonBytes()) if value is not None:
+            return _show_json(field.name, value, or_nil=True)
         case kind:
             return {field.name: to_json(_plain(kind, value))}
 
@@ -136,7 +138,9 @@ def _parse_field(field: WireField, members: Mapping[str, bytes]) -> Any:
             case JsonBytes():
                 return _decode_hex(text) if is_hex else text
             case Nullable(kind=JsonBytes()):
-                return _decode_hex(text) if is_hex else None if text == b"null" else text
+                if is_hex:
+                    return _decode_hex(text)
+                return None if text == b"null" else text
             case kind:
                 return _from_plain(kind, _decode(text, Any))
     except (ValueError, TypeError, KvError) as error:
@@ -295,7 +299,7 @@ def _parse_snapshot_record(text: bytes) -> SnapshotRecord:
     )
 
 
-def _show_json(name: str, value: bytes) -> _Members:
+def _show_json(name: str, value: bytes, *, or_nil: bool = False) -> _Members:
     exact = {f"{name}_hex": to_json(value.hex())}
     try:
         _check_value(value)
@@ -303,7 +307,8 @@ def _show_json(name: str, value: bytes) -> _Members:
         return exact
     line = value.replace(b"\n", b" ").replace(b"\r", b" ")
     members = {name: line}
-    return members if check_json(line) == value else members | exact
+    says_all = check_json(line) == value and not (or_nil and value == b"null")
+    return members if says_all else members | exact
 
 
 def _says_all(is_same: Callable[[], bool]) -> bool:

@@ -32,6 +32,7 @@ from kvnode.protocol.messages import (
     WriteResult,
 )
 from kvnode.protocol.snapshot import SnapshotRecord, encode_chunk
+from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import Entry, Epoch, History, Op, Position, Reign, delete, put
 
 ID = bytes(range(16))
@@ -52,19 +53,19 @@ ENTRY = Entry(42, EPOCH, 1_700_000_000_123, (put(b"greeting", b'"hello"'), delet
 SAMPLES: dict[FrameType, Message] = {
     sample.TYPE: sample
     for sample in (
-        Hello(1, 1, ID, OTHER_ID, bytes(16), "web2", Purpose.REPLICA, ("ops.1", "ops.2"), b"secret"),
+        Hello(1, 1, ID, OTHER_ID, bytes(16), "web2", Purpose.REPLICA, ("ops.1", "ops.2"), b"secret", "10.0.0.2:7001"),
         Welcome(1, ID, OTHER_ID, "web1", Role.PRIMARY, HISTORY, 41, ()),
         Error("not_primary", "web2 is a replica\nof web1"),
         Ping(41, 1_700_000_000_000),
-        Subscribe(Position(EPOCH, 41)),
-        HistoryFrame(HISTORY, (Member(ID, "web1"), Member(OTHER_ID, "web2"))),
+        Subscribe(Position(EPOCH, 41), Incoming(ID, Position(Epoch.of(1, 7), 12), Position(EPOCH, 50), b"greeting")),
+        HistoryFrame(HISTORY, (Member(ID, "web1", "web1.lan:7001"), Member(OTHER_ID, "web2"))),
         Entries((log_record(ENTRY), log_record(ENTRY._replace(seq=43)))),
         Ack(43, 42, 41),
         SnapshotBegin(ID, Position(EPOCH, 41), Position(Epoch.of(1, 7), 12), resumed=True),
         encode_chunk([SnapshotRecord(b"a", 1, EPOCH, 0, b"1"), SnapshotRecord(b"b", 2, EPOCH, 99, b'"x"')]),
         SnapshotEnd(Position(EPOCH, 41), 2),
         Write(7, ENTRY.ops, None, 5000),
-        WriteResult(7, EPOCH, 42, 1, None, None),
+        WriteResult(7, EPOCH, 42, 1, None, None, None),
         Status(8),
         StatusResult(8, b'{"name":"web1"}'),
     )
@@ -76,6 +77,10 @@ ids = st.binary(min_size=16, max_size=16)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True)
 tokens = st.from_regex(r"[!-~]{1,64}", fullmatch=True)
 texts = st.text(st.characters(exclude_categories=["Cs"]))
+_hosts = st.one_of(st.from_regex(r"[!-9;-Z\\^-~]+", fullmatch=True), st.ip_addresses(v=6).map("[{}]".format))
+addresses = st.one_of(
+    st.just(""), st.builds("{}:{}".format, _hosts.filter(lambda host: len(host) < 290), st.integers(1, 65535))
+)
 epochs = u64.map(Epoch)
 positions = st.builds(Position, epochs, u64)
 
@@ -110,7 +115,14 @@ def hellos(draw: st.DrawFn) -> Hello:
     name = draw(names if purpose is Purpose.REPLICA else st.one_of(names, st.just("")))
     cluster_id = draw(st.one_of(ids, st.just(b"")))
     features = tuple(draw(st.lists(tokens, max_size=3)))
-    return Hello(low, high, cluster_id, draw(ids), draw(ids), name, purpose, features, draw(st.binary()))
+    node_id, boot_id, auth = draw(ids), draw(ids), draw(st.binary())
+    return Hello(low, high, cluster_id, node_id, boot_id, name, purpose, features, auth, draw(addresses))
+
+
+@st.composite
+def incomings(draw: st.DrawFn) -> Incoming:
+    first, latest = sorted((draw(positions), draw(positions)), key=lambda position: position.seq)
+    return Incoming(draw(ids), first, latest, draw(st.one_of(texts.map(str.encode), st.binary())))
 
 
 @st.composite
@@ -121,12 +133,15 @@ def snapshot_begins(draw: st.DrawFn) -> SnapshotBegin:
 
 @st.composite
 def write_results(draw: st.DrawFn) -> WriteResult:
-    error = draw(st.one_of(st.just((None, None)), st.tuples(tokens, texts)))
+    more = st.one_of(st.none(), json_texts, st.just(b'{"limit":1}'), st.binary(min_size=1))
+    error = draw(st.one_of(st.just((None, None, None)), st.tuples(tokens, texts, more)))
     return WriteResult(draw(u64), draw(epochs), draw(u64), draw(u64), *error)
 
 
 _members = st.lists(
-    st.builds(Member, ids, names), max_size=4, unique_by=(lambda member: member.node_id, lambda member: member.name)
+    st.builds(Member, ids, names, addresses),
+    max_size=4,
+    unique_by=(lambda member: member.node_id, lambda member: member.name),
 )
 _features = st.lists(tokens, max_size=3).map(tuple)
 _chunks = st.lists(snapshot_records, min_size=1, max_size=4, unique_by=lambda record: record.key).map(
@@ -141,7 +156,7 @@ BY_TYPE: dict[FrameType, st.SearchStrategy[Message]] = {
     ),
     FrameType.ERROR: st.builds(Error, tokens, texts),
     FrameType.PING: st.builds(Ping, u64, u64),
-    FrameType.SUBSCRIBE: st.builds(Subscribe, positions),
+    FrameType.SUBSCRIBE: st.builds(Subscribe, positions, st.one_of(st.none(), incomings())),
     FrameType.HISTORY: st.builds(HistoryFrame, histories(), _members.map(tuple)),
     FrameType.ENTRIES: st.builds(Entries, st.lists(log_records, min_size=1, max_size=4).map(tuple)),
     FrameType.ACK: st.builds(Ack, u64, u64, u64),
@@ -182,6 +197,8 @@ def plain(message: Message) -> list[Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, History):
         return [list(reign) for reign in value.reigns]
+    if isinstance(value, Incoming):
+        return [_plain(getattr(value, each.name)) for each in fields(value)]
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return int(value) if isinstance(value, Epoch) else value

@@ -162,8 +162,8 @@ def test_observe_writes_hello_and_subscribe(arguments: list[str], seq: int) -> N
     assert isinstance(hello, Hello)
     assert hello.purpose is Purpose.OBSERVE
     assert (hello.min_version, hello.max_version) == (1, 1)
-    assert (hello.cluster_id, hello.name, hello.features, hello.auth) == (b"", "", (), b"")
-    assert subscribe == Subscribe(Position(Epoch(0), seq))
+    assert (hello.cluster_id, hello.name, hello.features, hello.auth, hello.address) == (b"", "", (), b"", "")
+    assert subscribe == Subscribe(Position(Epoch(0), seq), None)
 
 
 def test_no_two_observers_have_an_id_in_common() -> None:

@@ -22,8 +22,10 @@ from kvnode.protocol.messages import (
     StatusResult,
     Subscribe,
     Write,
+    WriteResult,
 )
 from kvnode.protocol.snapshot import SnapshotRecord, encode_chunk
+from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import Entry, Epoch, Op, Position, delete, put
 from support.documents import fenced_blocks, parse_hex
 from support.frames import EPOCH, SAMPLES, log_record, messages
@@ -34,16 +36,18 @@ DOCUMENT = ROOT / "protocol" / "FORMAT.md"
 SHOWN = {
     FrameType.HELLO: '{"type":"hello","min_version":1,"max_version":1,"cluster_id":"000102030405060708090a0b0c0d0e0f",'
     '"node_id":"101112131415161718191a1b1c1d1e1f","boot_id":"00000000000000000000000000000000","name":"web2",'
-    '"purpose":"replica","features":["ops.1","ops.2"],"auth":"736563726574"}',
+    '"purpose":"replica","features":["ops.1","ops.2"],"auth":"736563726574","address":"10.0.0.2:7001"}',
     FrameType.WELCOME: '{"type":"welcome","version":1,"cluster_id":"000102030405060708090a0b0c0d0e0f",'
     '"node_id":"101112131415161718191a1b1c1d1e1f","name":"web1","role":"primary","history":[{"epoch":"1.00000007",'
     '"first_seq":1},{"epoch":"3.9f2c1a7b","first_seq":40}],"last_seq":41,"features":[]}',
     FrameType.ERROR: '{"type":"error","code":"not_primary","message":"web2 is a replica\\nof web1"}',
     FrameType.PING: '{"type":"ping","last_seq":41,"time_ms":1700000000000}',
-    FrameType.SUBSCRIBE: '{"type":"subscribe","position":"3.9f2c1a7b-41"}',
+    FrameType.SUBSCRIBE: '{"type":"subscribe","position":"3.9f2c1a7b-41",'
+    '"incoming":{"sync_id":"000102030405060708090a0b0c0d0e0f","first":"1.00000007-12","latest":"3.9f2c1a7b-50",'
+    '"last_key":"greeting"}}',
     FrameType.HISTORY: '{"type":"history","history":[{"epoch":"1.00000007","first_seq":1},{"epoch":"3.9f2c1a7b",'
-    '"first_seq":40}],"members":[{"node_id":"000102030405060708090a0b0c0d0e0f","name":"web1"},'
-    '{"node_id":"101112131415161718191a1b1c1d1e1f","name":"web2"}]}',
+    '"first_seq":40}],"members":[{"node_id":"000102030405060708090a0b0c0d0e0f","name":"web1",'
+    '"address":"web1.lan:7001"},{"node_id":"101112131415161718191a1b1c1d1e1f","name":"web2","address":""}]}',
     FrameType.ENTRIES: '{"type":"entries","records":[{"seq":42,"epoch":"3.9f2c1a7b","time":"2023-11-14T22:13:20.123Z",'
     '"ops":[{"op":"put","key":"greeting","value":"hello"},{"op":"delete","key":"gone"}]},{"seq":43,'
     '"epoch":"3.9f2c1a7b","time":"2023-11-14T22:13:20.123Z","ops":[{"op":"put","key":"greeting","value":"hello"},'
@@ -57,7 +61,7 @@ SHOWN = {
     FrameType.WRITE: '{"type":"write","request_id":7,"ops":[{"op":"put","key":"greeting","value":"hello"},'
     '{"op":"delete","key":"gone"}],"acks":null,"ack_timeout_ms":5000}',
     FrameType.WRITE_RESULT: '{"type":"write_result","request_id":7,"epoch":"3.9f2c1a7b","seq":42,"deleted":1,'
-    '"error_code":null,"error_message":null}',
+    '"error_code":null,"error_message":null,"error_fields":null}',
     FrameType.STATUS: '{"type":"status","request_id":8}',
     FrameType.STATUS_RESULT: '{"type":"status_result","request_id":8,"status":{"name":"web1"}}',
 }
@@ -154,6 +158,9 @@ def test_a_value_on_several_lines_is_shown_on_one_with_its_bytes_beside_it() -> 
     chunk = shown(encode_chunk([SnapshotRecord(b"k", 1, EPOCH, 0, ops[0].value)]))
     assert chunk["records"][0]["value"] == {"a": 1}
     assert msgpack.unpackb(bytes.fromhex(chunk["data_hex"]))[0][4] == ops[0].value
+    refused = shown(WriteResult(1, EPOCH, 0, 0, "x", "", b'{\n"a":1}'))
+    assert refused["error_fields"] == {"a": 1}
+    assert bytes.fromhex(refused["error_fields_hex"]) == b'{\n"a":1}'
     status = shown(StatusResult(1, b'{\n"a":1}'))
     assert status["status"] == {"a": 1}
     assert bytes.fromhex(status["status_hex"]) == b'{\n"a":1}'
@@ -172,6 +179,9 @@ def test_a_value_that_is_no_json_is_shown_as_bytes_only(value: bytes) -> None:
     }
     if value:
         assert shown(StatusResult(1, value)).keys() == {"type", "request_id", "status_hex"}
+        refused = shown(WriteResult(1, EPOCH, 0, 0, "x", "", value))
+        assert bytes.fromhex(refused["error_fields_hex"]) == value
+        assert "error_fields" not in refused
 
 
 def test_a_key_that_is_not_utf_8_has_its_bytes_beside_it() -> None:
@@ -179,6 +189,31 @@ def test_a_key_that_is_not_utf_8_has_its_bytes_beside_it() -> None:
     assert record["ops"] == [{"op": "delete", "key": "k\N{REPLACEMENT CHARACTER}"}]
     assert record["payload_hex"]
     assert shown(Write(1, (delete(b"k\xff"),), None, 0))["ops_hex"]
+
+
+def test_the_last_key_of_a_sync_is_text_or_its_bytes() -> None:
+    at = Position(EPOCH, 1)
+    for key, members in (
+        (b"", {"last_key": ""}),
+        ("ä\n".encode(), {"last_key": "ä\n"}),
+        (b"k\xff", {"last_key_hex": "6bff"}),
+    ):
+        sync = shown(Subscribe(at, Incoming(bytes(16), at, at, key)))["incoming"]
+        assert sync == {"sync_id": "00" * 16, "first": str(at), "latest": str(at)} | members
+    assert shown(Subscribe(at, None))["incoming"] is None
+    both = frame_line(Subscribe(at, Incoming(bytes(16), at, at, b"k\xff"))).replace(
+        b'"last_key_hex"', b'"last_key":"k","last_key_hex"'
+    )
+    assert parse_frame(both) == Subscribe(at, Incoming(bytes(16), at, at, b"k\xff"))
+
+
+def test_what_is_known_of_an_error_stands_as_it_is() -> None:
+    message = WriteResult(1, EPOCH, 0, 0, "too_large", "", b'{"limit":"value","max":1.0}')
+    assert b'"error_fields":{"limit":"value","max":1.0}}' in frame_line(message)
+    assert shown(message)["error_fields"] == {"limit": "value", "max": 1.0}
+    assert shown(WriteResult(1, EPOCH, 0, 0, "x", "", None))["error_fields"] is None
+    # Not nil, but bytes that say the same in JSON.
+    assert shown(WriteResult(1, EPOCH, 0, 0, "x", "", b"null"))["error_fields_hex"] == b"null".hex()
 
 
 def test_times_are_dates_as_long_as_there_are_any() -> None:
@@ -249,7 +284,8 @@ def test_members_may_come_in_any_order_with_blanks_between() -> None:
 
 
 def test_an_observer_may_know_no_epoch() -> None:
-    assert parse_frame(b'{"type":"subscribe","position":"0.00000000-41"}') == Subscribe(Position(Epoch(0), 41))
+    text = b'{"type":"subscribe","position":"0.00000000-41","incoming":null}'
+    assert parse_frame(text) == Subscribe(Position(Epoch(0), 41), None)
 
 
 @pytest.mark.parametrize(
@@ -268,10 +304,15 @@ def test_an_observer_may_know_no_epoch() -> None:
         ('{"type":"subscribe","position":"41"}', 'subscribe: "position": not an epoch'),
         ('{"type":"subscribe","position":"1.00000000-x"}', 'subscribe: "position": invalid literal for int'),
         ('{"type":"subscribe","position":41}', 'subscribe: "position": expected str, got int'),
+        ('{"type":"subscribe","position":"1.00000000-1"}', 'subscribe: the member "incoming" is missing'),
         ('{"type":"snapshot_end","position":"1.00000000-1","keys":null}', 'snapshot_end: "keys": expected a whole'),
         ('{"type":"history","history":[{"epoch":"1.00000000"}],"members":[]}', 'the member "first_seq" is missing'),
         ('{"type":"history","history":[],"members":[["a","b"]]}', '"members": expected dict, got list'),
-        ('{"type":"history","history":[],"members":[{"node_id":"xx","name":"a"}]}', "non-hexadecimal number found"),
+        ('{"type":"history","history":[],"members":[{"node_id":"","name":"a"}]}', 'the member "address" is missing'),
+        (
+            '{"type":"history","history":[],"members":[{"node_id":"xx","name":"a","address":""}]}',
+            "non-hexadecimal number found",
+        ),
         ('{"type":"entries","records":{}}', 'entries: "records": Expected `array`, got `object`'),
         ('{"type":"entries","records":[{"seq":1}]}', 'entries: "records": the member "epoch" is missing'),
         ('{"type":"entries","records":[{"crc":1}]}', 'entries: "records": the member "seq" is missing'),
@@ -301,6 +342,27 @@ def test_an_observer_may_know_no_epoch() -> None:
 def test_what_is_wrong_is_named(text: str, error: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         parse_frame(text.encode())
+    assert error in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("incoming", "error"),
+    [
+        ("[]", "expected dict, got list"),
+        ('{"sync_id":"","first":"0.00000000-0"}', 'the member "latest" is missing'),
+        ('{"sync_id":"","first":"0.00000000-0","latest":"0.00000000-0","key":""}', 'the member "last_key" is missing'),
+        ('{"sync_id":"","first":"0.00000000-0","latest":"0.00000000-0","last_key":1}', "expected str, got int"),
+        ('{"sync_id":"","first":"0.00000000-0","latest":"0.00000000-0","last_key_hex":"x"}', "non-hexadecimal number"),
+        ('{"sync_id":"","first":0,"latest":"0.00000000-0","last_key":""}', "expected str, got int"),
+        (
+            '{"sync_id":"","first":"0.00000000-1","latest":"0.00000000-0","last_key":""}',
+            "a sync's first snapshot 0.00000000-1 is after its latest 0.00000000-0",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_sync_is_named(incoming: str, error: str) -> None:
+    with pytest.raises(ValueError, match=r"^subscribe: \"incoming\": ") as caught:
+        parse_frame(b'{"type":"subscribe","position":"1.00000000-1","incoming":%b}' % incoming.encode())
     assert error in str(caught.value)
 
 

@@ -277,6 +277,7 @@ HELLO_EXAMPLE = Hello(
     purpose=Purpose.OBSERVE,
     features=(),
     auth=b"",
+    address="",
 )
 ENTRIES_EXAMPLE = Entries(
     (log_record(Entry(41, Epoch.parse("3.9f2c1a7b"), 1_700_000_000_000, (put(b"greeting", b'"hello"'),))),)

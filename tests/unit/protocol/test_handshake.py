@@ -12,7 +12,7 @@ from kvnode.protocol.messages import Hello, Purpose
 
 CLUSTER = b"c" * 16
 ME, OTHER = Member(b"p" * 16, "web1"), Member(b"o" * 16, "web3")
-HELLO = Hello(1, 1, CLUSTER, b"r" * 16, b"b" * 16, "web2", Purpose.REPLICA, (), b"")
+HELLO = Hello(1, 1, CLUSTER, b"r" * 16, b"b" * 16, "web2", Purpose.REPLICA, (), b"", "")
 BOOTED = LiveSession(HELLO.node_id, HELLO.boot_id)
 AGAIN = LiveSession(HELLO.node_id, b"x" * 16)
 

@@ -22,17 +22,30 @@ from kvnode.protocol.messages import (
     SnapshotBegin,
     Subscribe,
     Write,
+    WriteResult,
 )
+from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import Epoch, History, Position, Reign, delete, put
 from support.frames import EPOCH, HISTORY, ID, OTHER_ID, SAMPLES, plain
 
 #: The format as it was first published. A line may get a longer tuple; nothing else may change.
 PUBLISHED = {
-    1: ("min_version", "max_version", "cluster_id", "node_id", "boot_id", "name", "purpose", "features", "auth"),
+    1: (
+        "min_version",
+        "max_version",
+        "cluster_id",
+        "node_id",
+        "boot_id",
+        "name",
+        "purpose",
+        "features",
+        "auth",
+        "address",
+    ),
     2: ("version", "cluster_id", "node_id", "name", "role", "history", "last_seq", "features"),
     3: ("code", "message"),
     4: ("last_seq", "time_ms"),
-    5: ("position",),
+    5: ("position", "incoming"),
     6: ("history", "members"),
     7: ("records",),
     8: ("received", "durable", "applied"),
@@ -40,7 +53,7 @@ PUBLISHED = {
     10: ("crc", "data"),
     11: ("position", "keys"),
     12: ("request_id", "ops", "acks", "ack_timeout_ms"),
-    13: ("request_id", "epoch", "seq", "deleted", "error_code", "error_message"),
+    13: ("request_id", "epoch", "seq", "deleted", "error_code", "error_message", "error_fields"),
     14: ("request_id",),
     15: ("request_id", "status"),
 }
@@ -48,6 +61,8 @@ PUBLISHED = {
 U32 = 2**32
 U64 = 2**64
 E = int(EPOCH)
+
+ADDRESS = "HOST:PORT of up to 300 characters, or no text"
 
 #: (type, field, what must not be read in its place, what the error says of it)
 REFUSED: list[tuple[FrameType, str, Any, str]] = [
@@ -72,6 +87,17 @@ REFUSED: list[tuple[FrameType, str, Any, str]] = [
     (FrameType.HELLO, "features", [""], "expected 1 to 64 printable ASCII characters without blanks"),
     (FrameType.HELLO, "features", [b"a"], "expected 1 to 64 printable ASCII characters without blanks, got 1 bytes"),
     (FrameType.HELLO, "auth", "secret", "expected at least 0 bytes, got text of 6 characters"),
+    (FrameType.HELLO, "address", None, f"expected {ADDRESS}, got None"),
+    (FrameType.HELLO, "address", b"web2:7001", f"expected {ADDRESS}, got 9 bytes"),
+    (FrameType.HELLO, "address", "h" * 296 + ":7001", f"expected {ADDRESS}, got text of 301 characters"),
+    *[
+        (FrameType.HELLO, "address", bad, f"expected {ADDRESS}, got text of {len(bad)} characters")
+        for bad in (
+            *("web2", "web2:", ":7001", "web2:x", "web2:0", "web2:07001", "web2:65536", "web2:99999", "web2:100000"),
+            *("web2:-1", "web2:+1", "web2:\u0661", "web2:7001\n", "web 2:7001", "w\u00e4b:7001", "w\x1bb:7001"),
+            *("::1:7001", "[::1]", "[::1]7001", "[]:7001", "[[::1]]:7001", "[:: 1]:7001", "web[2]:7001", "a:1,b:1"),
+        )
+    ],
     (FrameType.WELCOME, "cluster_id", b"", "expected 16 bytes, got 0 bytes"),
     (FrameType.WELCOME, "name", "", "expected a name: 1 to 63 letters, digits, '.', '_' or '-', got text of 0"),
     (FrameType.WELCOME, "role", "leader", "expected one of primary, replica, got text of 6 characters"),
@@ -93,10 +119,29 @@ REFUSED: list[tuple[FrameType, str, Any, str]] = [
     (FrameType.SUBSCRIBE, "position", [E], "expected a position, [epoch, seq], got an array of 1"),
     (FrameType.SUBSCRIBE, "position", [E, None], f"expected a whole number from 0 to {U64 - 1}, got None"),
     (FrameType.SUBSCRIBE, "position", [1.5, 1], f"expected a whole number from 0 to {U64 - 1}, got 1.5"),
-    (FrameType.HISTORY, "members", [[ID]], "expected a member, [node_id, name], got an array of 1"),
-    (FrameType.HISTORY, "members", [[ID, "a"], [ID, "b"]], "a node id or a name is there twice"),
-    (FrameType.HISTORY, "members", [[ID, "a"], [OTHER_ID, "a"]], "a node id or a name is there twice"),
-    (FrameType.HISTORY, "members", [["a", ID]], "expected 16 bytes, got text of 1 characters"),
+    (FrameType.SUBSCRIBE, "incoming", b"", "expected a full sync, [sync_id, first, latest, last_key], got 0 bytes"),
+    (FrameType.SUBSCRIBE, "incoming", [ID, [E, 1], [E, 2]], "[sync_id, first, latest, last_key], got an array of 3"),
+    (FrameType.SUBSCRIBE, "incoming", [ID, [E, 1], [E, 2], b"", 0], "last_key], got an array of 5"),
+    (FrameType.SUBSCRIBE, "incoming", [b"", [E, 1], [E, 2], b""], "expected 16 bytes, got 0 bytes"),
+    (FrameType.SUBSCRIBE, "incoming", [ID, 1, [E, 2], b""], "expected a position, [epoch, seq], got 1"),
+    (FrameType.SUBSCRIBE, "incoming", [ID, [E, 1], [E, -1], b""], f"expected a whole number from 0 to {U64 - 1}"),
+    (FrameType.SUBSCRIBE, "incoming", [ID, [E, 1], [E, 2], "k"], "expected at least 0 bytes, got text of 1 characters"),
+    (FrameType.SUBSCRIBE, "incoming", [ID, [E, 1], [E, 2], None], "expected at least 0 bytes, got None"),
+    (FrameType.SUBSCRIBE, "incoming", [ID, [E, 3], [E, 2], b""], "first snapshot 3.9f2c1a7b-3 is after its latest"),
+    (FrameType.HISTORY, "members", [[ID]], "expected a member, [node_id, name, address], got an array of 1"),
+    (FrameType.HISTORY, "members", [[ID, "a"]], "expected a member, [node_id, name, address], got an array of 2"),
+    (
+        FrameType.HISTORY,
+        "members",
+        [[ID, "a", "", 0]],
+        "expected a member, [node_id, name, address], got an array of 4",
+    ),
+    (FrameType.HISTORY, "members", [[ID, "a", ""], [ID, "b", ""]], "a node id or a name is there twice"),
+    (FrameType.HISTORY, "members", [[ID, "a", ""], [OTHER_ID, "a", "a:1"]], "a node id or a name is there twice"),
+    (FrameType.HISTORY, "members", [["a", ID, ""]], "expected 16 bytes, got text of 1 characters"),
+    (FrameType.HISTORY, "members", [[ID, "", ""]], "expected a name: 1 to 63 letters, digits, '.', '_' or '-', got"),
+    (FrameType.HISTORY, "members", [[ID, "a", None]], f"expected {ADDRESS}, got None"),
+    (FrameType.HISTORY, "members", [[ID, "a", "a"]], f"expected {ADDRESS}, got text of 1 characters"),
     (FrameType.ENTRIES, "records", [], "expected at least one log record, got an array of 0"),
     (FrameType.ENTRIES, "records", b"", "expected at least one log record, got 0 bytes"),
     (FrameType.ENTRIES, "records", [b"p"], "expected a log record, [crc, payload], got 1 bytes"),
@@ -124,6 +169,9 @@ REFUSED: list[tuple[FrameType, str, Any, str]] = [
     (FrameType.WRITE, "ack_timeout_ms", None, f"expected a whole number from 0 to {U32 - 1}, got None"),
     (FrameType.WRITE_RESULT, "error_code", "x", "it is there exactly when error_code is"),
     (FrameType.WRITE_RESULT, "error_message", "", "it is there exactly when error_code is"),
+    (FrameType.WRITE_RESULT, "error_fields", b"{}", "it is there without error_code"),
+    (FrameType.WRITE_RESULT, "error_fields", b"", "expected at least 1 bytes, got 0 bytes"),
+    (FrameType.WRITE_RESULT, "error_fields", "{}", "expected at least 1 bytes, got text of 2 characters"),
     (FrameType.WRITE_RESULT, "deleted", True, f"expected a whole number from 0 to {U64 - 1}, got True"),
     (FrameType.STATUS, "request_id", None, f"expected a whole number from 0 to {U64 - 1}, got None"),
     (FrameType.STATUS_RESULT, "status", "{}", "expected at least 1 bytes, got text of 2 characters"),
@@ -196,14 +244,16 @@ def test_frames_are_values(sample: Message) -> None:
 
 
 def test_what_was_read_has_the_types_that_callers_rely_on() -> None:
-    subscribe = from_wire((5, (E, 41)))
+    subscribe = from_wire((5, (E, 41), (ID, (E, 1), (E, 2), b"k")))
     assert isinstance(subscribe, Subscribe)
     assert isinstance(subscribe.position, Position)
     assert subscribe.position.epoch.term == 3
-    history = from_wire((6, ((E, 1),), ((ID, "web1"),)))
+    assert subscribe.incoming == Incoming(ID, Position(EPOCH, 1), Position(EPOCH, 2), b"k")
+    assert subscribe.incoming.latest.epoch.term == 3
+    history = from_wire((6, ((E, 1),), ((ID, "web1", "web1:7001"),)))
     assert isinstance(history, HistoryFrame)
     assert history.history.current == EPOCH
-    assert history.members == (Member(ID, "web1"),)
+    assert history.members == (Member(ID, "web1", "web1:7001"),)
     assert isinstance(history.members[0], Member)
     received = from_wire((7, ((1, b"p"),)))
     assert isinstance(received, Entries)
@@ -214,23 +264,37 @@ def test_what_was_read_has_the_types_that_callers_rely_on() -> None:
     assert write.ops[0].key == b"k"
 
 
+ADDRESSES = (
+    *("web2:1", "web2.lan:65535", "0.0.0.0:7001", "[::]:7001", "[fe80::1%eth0]:7001", "h:9999", "h:59999", "h:65499"),
+    "h" * 295 + ":7001",
+    "[" + ":" * 293 + "]:7001",
+)
+
+
 @pytest.mark.parametrize(
     "wire",
     [
-        (1, 1, U32 - 1, b"", ID, ID, "", "observe", (), b""),
+        (1, 1, U32 - 1, b"", ID, ID, "", "observe", (), b"", ""),
+        *[(1, 1, 1, ID, ID, ID, "a", "replica", (), b"", address) for address in ADDRESSES],
         (2, 1, ID, ID, "n" * 63, "replica", (), 0, ()),
         (3, "!~", ""),
         (4, 0, U64 - 1),
-        (5, (0, 0)),
-        (5, (0, U64 - 1)),
+        (5, (0, 0), None),
+        (5, (0, U64 - 1), None),
+        (5, (0, 0), (ID, (0, 0), (0, 0), b"")),
+        (5, (E, 1), (ID, (E, U64 - 1), (0, U64 - 1), b"k" * 5000)),
         (6, (), ()),
+        (6, (), ((ID, "a", "h:1"), (OTHER_ID, "b", "h:1"))),
+        (6, (), ((ID, "a", ""), (OTHER_ID, "b", ""))),
         (7, ((U32 - 1, b"p"),)),
         (9, ID, (E, 1), (E, 1), False),
         (12, 0, ((2, b"k"),), 0, U32 - 1),
         (12, 0, ((1, b"k", 0, b""),), None, 0),
-        (13, 1, 0, 0, 0, "overloaded", ""),
+        (13, 1, 0, 0, 0, "overloaded", "", None),
+        (13, 1, 0, 0, 0, "too_large", "", b"{}"),
+        (13, 1, E, 2, 1, None, None, None),
     ],
-    ids=str,
+    ids=lambda wire: str(wire)[:60],
 )
 def test_the_edges_of_the_ranges_are_inside(wire: tuple[Any, ...]) -> None:
     assert to_wire(from_wire(wire)) == wire
@@ -291,16 +355,27 @@ def test_an_unknown_type_is_refused(number: Any) -> None:
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (Subscribe(Position(EPOCH, -1)), "SUBSCRIBE.position: expected a whole number from 0 to"),
+        (Subscribe(Position(EPOCH, -1), None), "SUBSCRIBE.position: expected a whole number from 0 to"),
+        (replace(SAMPLES[FrameType.SUBSCRIBE], incoming=(ID, 1, 1, b"")), "SUBSCRIBE.incoming: expected a full sync, "),
+        (
+            replace(SAMPLES[FrameType.SUBSCRIBE], incoming=Incoming(b"", Position(EPOCH, 1), Position(EPOCH, 1))),
+            "SUBSCRIBE.incoming: expected 16 bytes",
+        ),
         (Error("not ok", ""), "ERROR.code: expected 1 to 64 printable ASCII characters without blanks"),
         (Entries(()), "ENTRIES.records: expected at least one log record, got an array of 0"),
         (Entries((LogRecord(0, b""),)), "ENTRIES.records: expected a payload of at least 1 byte"),
         (HistoryFrame(HISTORY, (Member(ID, "a"), Member(ID, "b"))), "HISTORY.members: a node id or a name is there"),
+        (HistoryFrame(HISTORY, (Member(ID, "a", "a:0"),)), f"HISTORY.members: expected {ADDRESS}"),
+        (replace(SAMPLES[FrameType.HELLO], address="web2"), f"HELLO.address: expected {ADDRESS}"),
         (SnapshotBegin(ID, Position(EPOCH, 1), Position(EPOCH, 2), resumed=False), "SNAPSHOT_BEGIN.first_position: "),
         (Write(1, (), None, 0), "WRITE.ops: expected at least one operation"),
         (replace(SAMPLES[FrameType.HELLO], name=""), "HELLO.name: a replica must have one"),
         (replace(SAMPLES[FrameType.WELCOME], history=((E, 1),)), "WELCOME.history: expected a history"),
         (replace(SAMPLES[FrameType.WRITE_RESULT], error_code="x"), "WRITE_RESULT.error_message: it is there exactly"),
+        (
+            replace(SAMPLES[FrameType.WRITE_RESULT], error_fields=b"{}"),
+            "WRITE_RESULT.error_fields: it is there without",
+        ),
     ],
 )
 def test_what_would_be_refused_is_not_sent(message: Message, text: str) -> None:
@@ -314,13 +389,14 @@ def test_what_would_be_refused_is_not_sent(message: Message, text: str) -> None:
 SHOWN = {
     FrameType.HELLO: "HELLO min_version=1 max_version=1 cluster_id=000102030405060708090a0b0c0d0e0f "
     "node_id=101112131415161718191a1b1c1d1e1f boot_id=00000000000000000000000000000000 name=web2 purpose=replica "
-    "features=[ops.1,ops.2] auth=<6 bytes>",
+    "features=[ops.1,ops.2] auth=<6 bytes> address=10.0.0.2:7001",
     FrameType.WELCOME: "WELCOME version=1 cluster_id=000102030405060708090a0b0c0d0e0f "
     "node_id=101112131415161718191a1b1c1d1e1f name=web1 role=primary history=[1.00000007@1,3.9f2c1a7b@40] last_seq=41 "
     "features=[]",
     FrameType.ERROR: r"ERROR code=not_primary message='web2 is a replica\nof web1'",
     FrameType.PING: "PING last_seq=41 time_ms=1700000000000",
-    FrameType.SUBSCRIBE: "SUBSCRIBE position=3.9f2c1a7b-41",
+    FrameType.SUBSCRIBE: "SUBSCRIBE position=3.9f2c1a7b-41 "
+    "incoming=000102030405060708090a0b0c0d0e0f:1.00000007-12..3.9f2c1a7b-50",
     FrameType.HISTORY: "HISTORY history=[1.00000007@1,3.9f2c1a7b@40] members=[web1,web2]",
     FrameType.ENTRIES: "ENTRIES records=<2 of 102 bytes>",
     FrameType.ACK: "ACK received=43 durable=42 applied=41",
@@ -329,7 +405,8 @@ SHOWN = {
     FrameType.SNAPSHOT_CHUNK: "SNAPSHOT_CHUNK crc=849692471 data=<39 bytes>",
     FrameType.SNAPSHOT_END: "SNAPSHOT_END position=3.9f2c1a7b-41 keys=2",
     FrameType.WRITE: "WRITE request_id=7 ops=<2> acks=- ack_timeout_ms=5000",
-    FrameType.WRITE_RESULT: "WRITE_RESULT request_id=7 epoch=3.9f2c1a7b seq=42 deleted=1 error_code=- error_message=-",
+    FrameType.WRITE_RESULT: "WRITE_RESULT request_id=7 epoch=3.9f2c1a7b seq=42 deleted=1 error_code=- error_message=- "
+    "error_fields=-",
     FrameType.STATUS: "STATUS request_id=8",
     FrameType.STATUS_RESULT: "STATUS_RESULT request_id=8 status=<15 bytes>",
 }
@@ -346,6 +423,14 @@ def test_str_of_long_and_hostile_fields_stays_short_and_on_one_line() -> None:
     members = tuple(Member(bytes([number]) * 16, f"n{number}") for number in range(6))
     assert str(HistoryFrame(reigns, members)) == (
         "HISTORY history=[(2 more),3.00000000@3,4.00000000@4,5.00000000@5,6.00000000@6] members=[n0,n1,n2,n3,(2 more)]"
+    )
+
+
+def test_str_of_what_may_be_nil() -> None:
+    assert str(Subscribe(Position(Epoch(0), 0), None)) == "SUBSCRIBE position=0.00000000-0 incoming=-"
+    assert str(WriteResult(1, Epoch(0), 0, 0, "too_large", "value: too large", b'{"limit":1}')) == (
+        "WRITE_RESULT request_id=1 epoch=0.00000000 seq=0 deleted=0 error_code=too_large "
+        "error_message='value: too large' error_fields=<11 bytes>"
     )
 
 

@@ -51,7 +51,6 @@ from kvnode.protocol.primary_events import (
     SnapshotOpened,
     SnapshotRead,
     StepDown,
-    SubscribeReceived,
     SyncPermitted,
     UnpinLog,
 )
@@ -70,7 +69,7 @@ ONE, TWO, THREE, OTHER = Epoch.of(1, 7), Epoch.of(2, 8), Epoch.of(3, 9), Epoch.o
 HISTORY = History((Reign(ONE, 1), Reign(TWO, 11)))
 #: The log holds 5 to 20.
 LOG = LogExtent(5, 20)
-PRIMARY, REPLICA = Member(b"p" * 16, "web1"), Member(b"r" * 16, "web2")
+PRIMARY, REPLICA = Member(b"p" * 16, "web1", "web1:7001"), Member(b"r" * 16, "web2", "web2:7001")
 MEMBERS = (PRIMARY, REPLICA)
 SYNC = b"s" * 16
 HELD = HistoryFrame(HISTORY, MEMBERS)
@@ -87,6 +86,10 @@ def records(count: int) -> tuple[LogRecord, ...]:
 
 def frame(message: Message) -> FrameReceived:
     return FrameReceived(message)
+
+
+def subscribe(position: Position, incoming: Incoming | None = None) -> FrameReceived:
+    return FrameReceived(Subscribe(position, incoming))
 
 
 def ack(durable: int, applied: int | None = None) -> FrameReceived:
@@ -111,7 +114,7 @@ def refusal(code: str, message: str) -> list[PrimaryInstruction | str]:
 STREAMING: list[Step] = [
     (
         0.0,
-        frame(Subscribe(Position(TWO, 20))),
+        subscribe(Position(TWO, 20)),
         [SendFrame(HELD), "catching_up", ReportProgress(20, 0), "streaming"],
     ),
 ]
@@ -119,7 +122,7 @@ STREAMING: list[Step] = [
 CATCHING_UP: list[Step] = [
     (
         0.0,
-        SubscribeReceived(Position(TWO, 12)),
+        subscribe(Position(TWO, 12)),
         [SendFrame(HELD), "catching_up", ReportProgress(12, 0), ReadLog(13, 20, 60)],
     ),
 ]
@@ -128,7 +131,7 @@ CATCHING_UP: list[Step] = [
 SYNCING: list[Step] = [
     (
         0.0,
-        SubscribeReceived(Position(ONE, 2)),
+        subscribe(Position(ONE, 2)),
         [SendFrame(HELD), ReportProgress(2, 0), "full_sync", RequestSyncPermit()],
     ),
     (0.1, SyncPermitted(SYNC), [PinLog(21), OpenSnapshot(b"")]),
@@ -196,7 +199,7 @@ SCRIPTS: dict[str, list[Step]] = {
         (0.2, TransportProgressed(310, 111), [ReadLog(14, 20, 60)]),
     ],
     "a new member is durable before it is sent anything": [
-        (0.0, SubscribeReceived(Position(TWO, 20)), [SaveMember(REPLICA)]),
+        (0.0, subscribe(Position(TWO, 20)), [SaveMember(REPLICA)]),
         (0.1, LogAdvanced(21), []),
         (
             0.2,
@@ -212,7 +215,7 @@ SCRIPTS: dict[str, list[Step]] = {
     "a replica that has seen a later primary": [
         (
             0.0,
-            SubscribeReceived(Position(THREE, 12)),
+            subscribe(Position(THREE, 12)),
             [
                 *refusal("stale_primary", "this primary reigns with term 2, there was term 3"),
                 "disconnected",
@@ -230,7 +233,7 @@ SCRIPTS: dict[str, list[Step]] = {
         (0.7, ack(24), [ReportProgress(24, 24)]),
     ],
     "a full sync of a diverged log counts for nothing until it is done": [
-        (0.0, SubscribeReceived(Position(OTHER, 12)), [SendFrame(HELD), "full_sync", RequestSyncPermit()]),
+        (0.0, subscribe(Position(OTHER, 12)), [SendFrame(HELD), "full_sync", RequestSyncPermit()]),
         (
             0.1,
             ack(12),
@@ -240,7 +243,7 @@ SCRIPTS: dict[str, list[Step]] = {
     "a sync is resumed, its log pinned while it waits": [
         (
             0.0,
-            SubscribeReceived(Position(ONE, 2), Incoming(SYNC, Position(ONE, 8), Position(TWO, 13), b"key")),
+            subscribe(Position(ONE, 2), Incoming(SYNC, Position(ONE, 8), Position(TWO, 13), b"key")),
             [SendFrame(HELD), ReportProgress(2, 0), "full_sync", PinLog(9), RequestSyncPermit()],
         ),
         (0.1, SyncPermitted(b"x" * 16), [OpenSnapshot(b"key")]),
@@ -264,7 +267,7 @@ SCRIPTS: dict[str, list[Step]] = {
     "a sync whose first snapshot the log no longer reaches begins anew": [
         (
             0.0,
-            SubscribeReceived(Position(ONE, 2), Incoming(SYNC, Position(ONE, 3), Position(TWO, 13), b"key")),
+            subscribe(Position(ONE, 2), Incoming(SYNC, Position(ONE, 3), Position(TWO, 13), b"key")),
             [SendFrame(HELD), ReportProgress(2, 0), "full_sync", RequestSyncPermit()],
         ),
         (0.1, SyncPermitted(b"x" * 16), [PinLog(21), OpenSnapshot(b"")]),
@@ -272,14 +275,14 @@ SCRIPTS: dict[str, list[Step]] = {
     "a sync of which a later snapshot is not in the history begins anew": [
         (
             0.0,
-            SubscribeReceived(Position(ONE, 2), Incoming(SYNC, Position(ONE, 8), Position(ONE, 13), b"key")),
+            subscribe(Position(ONE, 2), Incoming(SYNC, Position(ONE, 8), Position(ONE, 13), b"key")),
             [SendFrame(HELD), ReportProgress(2, 0), "full_sync", RequestSyncPermit()],
         ),
     ],
     "a replica that is level again needs no sync, whatever it has of one": [
         (
             0.0,
-            SubscribeReceived(Position(TWO, 20), Incoming(SYNC, Position(TWO, 20), Position(TWO, 20))),
+            subscribe(Position(TWO, 20), Incoming(SYNC, Position(TWO, 20), Position(TWO, 20))),
             [SendFrame(HELD), "catching_up", ReportProgress(20, 0), "streaming"],
         ),
     ],
@@ -380,12 +383,32 @@ def test_script(name: str) -> None:
     run(SCRIPTS[name], members=(PRIMARY,) if name.startswith("a new member") else MEMBERS)
 
 
+@pytest.mark.parametrize(
+    "known",
+    [
+        REPLICA._replace(name="web4"),
+        REPLICA._replace(address="web2:7002"),
+        REPLICA._replace(address=""),
+        REPLICA._replace(node_id=b"x" * 16),
+    ],
+    ids=["name", "address", "no address", "id"],
+)
+def test_a_member_is_saved_again_when_it_says_something_else_of_itself(known: Member) -> None:
+    run(
+        [
+            (0.0, subscribe(Position(TWO, 20)), [SaveMember(REPLICA)]),
+            (0.1, MemberSaved(MEMBERS), [SendFrame(HELD), "catching_up", ReportProgress(20, 0), "streaming"]),
+        ],
+        members=(PRIMARY, known),
+    )
+
+
 def test_a_pin_of_an_earlier_session_is_kept_until_the_replica_tails() -> None:
     feed = run(
         [
             (
                 0.0,
-                SubscribeReceived(Position(TWO, 12)),
+                subscribe(Position(TWO, 12)),
                 [SendFrame(HELD), PinLog(13), "catching_up", ReportProgress(12, 0), ReadLog(13, 20, 60)],
             ),
             (0.1, EntriesRead(records(8), 56), [SendFrame(Entries(records(8)))]),
@@ -401,8 +424,8 @@ def test_a_pin_of_an_earlier_session_is_kept_until_the_replica_tails() -> None:
     [
         ([], Ack(1, 1, 1)),
         ([], Status(1)),
-        ([], Subscribe(Position(Epoch(0), 3))),
-        (STREAMING, Subscribe(Position(TWO, 20))),
+        ([], Subscribe(Position(Epoch(0), 3), None)),
+        (STREAMING, Subscribe(Position(TWO, 20), None)),
         (STREAMING, Ack(21, 21, 21)),
         (STREAMING, Ack(19, 19, 19)),
         (STREAMING, Entries(records(1))),

@@ -24,6 +24,7 @@ from kvnode.protocol.messages import (
     SnapshotBegin,
     SnapshotChunk,
     SnapshotEnd,
+    Subscribe,
     Welcome,
 )
 from kvnode.protocol.replica import Follower, FollowerDisk, FollowerLimits
@@ -31,7 +32,6 @@ from kvnode.protocol.replica_events import (
     AppendEntries,
     BeginIncoming,
     ChunkStored,
-    ClusterSaved,
     Connect,
     Connected,
     Disconnected,
@@ -50,9 +50,7 @@ from kvnode.protocol.replica_events import (
     ReplicaInstruction,
     ReportError,
     ResumeReading,
-    SaveCluster,
     SaveHistory,
-    SendSubscribe,
     StoreChunk,
     WorkFailed,
 )
@@ -64,9 +62,9 @@ from kvnode.protocol.types import Entry, Epoch, History, Position, Reign, put
 ONE, TWO, THREE, OTHER = Epoch.of(1, 7), Epoch.of(2, 8), Epoch.of(3, 9), Epoch.of(2, 99)
 HISTORY = History((Reign(ONE, 1), Reign(TWO, 11)))
 OWN_HISTORY = History((Reign(ONE, 1),))
-MEMBERS = (Member(b"p" * 16, "web1"), Member(b"r" * 16, "web2"))
+MEMBERS = (Member(b"p" * 16, "web1", "web1:7001"), Member(b"r" * 16, "web2", "web2:7001"))
 SYNC = b"s" * 16
-HELLO = Hello(1, 1, b"c" * 16, b"r" * 16, b"b" * 16, "web2", Purpose.REPLICA, (), b"")
+HELLO = Hello(1, 1, b"c" * 16, b"r" * 16, b"b" * 16, "web2", Purpose.REPLICA, (), b"", "web2:7001")
 WELCOME = Welcome(1, b"c" * 16, b"p" * 16, "web1", Role.PRIMARY, HISTORY, 20, ())
 HELD = HistoryFrame(HISTORY, MEMBERS)
 SAVE = SaveHistory(HISTORY, MEMBERS)
@@ -102,6 +100,10 @@ def frame(message: Message) -> FrameReceived:
     return FrameReceived(message)
 
 
+def subscribe(position: Position, incoming: Incoming | None) -> SendFrame:
+    return SendFrame(Subscribe(position, incoming))
+
+
 def ack(durable: int, applied: int, received: int | None = None) -> SendFrame:
     return SendFrame(Ack(durable if received is None else received, durable, applied))
 
@@ -124,7 +126,7 @@ CONNECTED: list[Step] = [(0.0, Ticked(), [Connect()]), (0.0, Connected(), [SendF
 
 
 def subscribed(position: Position, incoming: Incoming | None = None) -> list[Step]:
-    return [*CONNECTED, (0.0, frame(WELCOME), [SendSubscribe(position, incoming)])]
+    return [*CONNECTED, (0.0, frame(WELCOME), [subscribe(position, incoming)])]
 
 
 FOLLOWING: list[Step] = [
@@ -139,7 +141,7 @@ DIVERGED = replace(DISK, history=History((Reign(ONE, 1), Reign(OTHER, 9))), last
 MOVING: list[Step] = [
     *CONNECTED,
     (0.0, frame(WELCOME), [MoveAside(Position(ONE, 8))]),
-    (0.1, MovedAside(), [SendSubscribe(Position(OTHER, 12), None)]),
+    (0.1, MovedAside(), [subscribe(Position(OTHER, 12), None)]),
     # Nothing of it is saved over a log that it does not describe.
     (0.2, frame(HELD), []),
 ]
@@ -193,7 +195,7 @@ SCRIPTS: dict[str, tuple[FollowerDisk, list[Step]]] = {
             (0.25, Connected(), [SendFrame(HELLO)]),
             (0.25, frame(WELCOME), []),
             (0.3, EntriesDurable(), []),
-            (0.3, EntriesApplied(), [SendSubscribe(Position(ONE, 9), None)]),
+            (0.3, EntriesApplied(), [subscribe(Position(ONE, 9), None)]),
         ],
     ),
     "work that fails ends the session; nothing of it is acked": (
@@ -253,7 +255,7 @@ SCRIPTS: dict[str, tuple[FollowerDisk, list[Step]]] = {
             (0.3, Disconnected("reset", 0), [ReportError("disconnected", "reset")]),
             (0.4, Ticked(), [Connect()]),
             (0.4, Connected(), [SendFrame(HELLO)]),
-            (0.4, frame(WELCOME), [SendSubscribe(Position(OTHER, 12), None)]),
+            (0.4, frame(WELCOME), [subscribe(Position(OTHER, 12), None)]),
         ],
     ),
     "a stale primary is told the term, and nothing changes": (
@@ -439,21 +441,9 @@ def test_script(name: str) -> None:
     run(steps, disk)
 
 
-def test_a_new_node_learns_its_cluster_before_anything_else() -> None:
-    hello = replace(HELLO, cluster_id=b"")
-    run(
-        [
-            (0.0, Ticked(), [Connect()]),
-            (0.0, Connected(), [SendFrame(hello)]),
-            (0.0, frame(WELCOME), [SaveCluster(b"c" * 16)]),
-            (0.1, ClusterSaved(), [SendSubscribe(Position(Epoch(0), 0), None)]),
-            (0.2, Disconnected("reset", 0), [ReportError("disconnected", "reset")]),
-            (0.25, Ticked(), [Connect()]),
-            (0.25, Connected(), [SendFrame(HELLO)]),
-        ],
-        FollowerDisk(History(), (), 0),
-        hello,
-    )
+def test_a_node_that_knows_of_no_cluster_follows_nobody() -> None:
+    with pytest.raises(AssertionError, match="of its own cluster"):
+        Follower(replace(HELLO, cluster_id=b""), FollowerDisk(History(), (), 0), 0.0)
 
 
 @pytest.mark.parametrize(
