@@ -27,6 +27,8 @@ SECTIONS: dict[str, dict[str, _Listed]] = {
     "Node": {
         "start": _Listed("start:start", "Run a node until it is told to stop."),
         "join": _Listed("join:join", "Run a node as a replica of a primary."),
+        "promote": _Listed("promote:promote", "Make a replica the primary of its cluster."),
+        "forget": _Listed("forget:forget", "Drop a member that will not return."),
     },
     "Data": {
         "put": _Listed("put:put", "Set a key to a value."),
@@ -43,7 +45,7 @@ SECTIONS: dict[str, dict[str, _Listed]] = {
         "frame": _Listed("frame:frame", "Turn frames of the peer protocol into JSON lines, and back."),
     },
     "Log files": {
-        "wal": _Listed("wal:wal", "Look into the log of a node's data directory, check it, and repair it."),
+        "wal": _Listed("wal:wal", "Look into the log of a node's data directory, check or repair it."),
     },
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from kvnode.cli.cluster import Promotion, decode_forgotten, decode_promotion
 from kvnode.cli.errors import BadAnswer, ServerError, Unanswered, Unreachable
 from kvnode.cli.jsontext import Item, item_text, parse_item, to_json
 from kvnode.protocol.types import Epoch, Position
@@ -24,6 +25,9 @@ DEFAULT_URL = "http://127.0.0.1:5001"
 
 _CONNECT_TIMEOUT_S = 5.0
 _NDJSON = "application/x-ndjson"
+
+_MAYBE_WRITTEN = "the write may have happened: read it back to find out"
+_MAYBE_CHANGED = "the change may have happened: `kvnode status` shows how the node is"
 
 _T = TypeVar("_T")
 
@@ -157,7 +161,7 @@ class Client:
     async def delete(self, key: str) -> Deleted:
         """Remove `key`; removing a missing one changes nothing."""
         body = b'{"key":%b}' % to_json(key)
-        answer, headers = await self._fetch("POST", "/delete", body=body)
+        answer, headers = await self._fetch("POST", "/delete", body=body, unanswered=_MAYBE_WRITTEN)
         decoded = _decode(answer, _DeleteAnswer)
         return Deleted(decoded.deleted, Position(_applied(headers).epoch, decoded.seq))
 
@@ -229,13 +233,35 @@ class Client:
         answer, _ = await self._fetch("GET", "/status")
         return Status(answer, _decode(answer, dict[str, Any]))
 
+    async def promote(self, *, force: bool = False) -> Promotion:
+        """Make the node the primary of its cluster.
+
+        Args:
+            force: also where the primary answers, or a replica is ahead of the node.
+
+        Raises:
+            ServerError: it stays what it is. With the code `promotion_refused` the fields are `reason` and `members`;
+                see `members_in`.
+        """
+        body = b'{"force":%b}' % to_json(force)
+        answer, _ = await self._fetch("POST", "/cluster/promote", body=body, unanswered=_MAYBE_CHANGED)
+        return _read(answer, decode_promotion)
+
+    async def forget(self, name: str) -> str:
+        """Drop a member that is not connected; return its name."""
+        body = b'{"name":%b}' % to_json(name)
+        answer, _ = await self._fetch("POST", "/cluster/forget", body=body, unanswered=_MAYBE_CHANGED)
+        return _read(answer, decode_forgotten)
+
     async def _write(self, path: str, body: bytes) -> Written:
-        answer, headers = await self._fetch("POST", path, body=body)
+        answer, headers = await self._fetch("POST", path, body=body, unanswered=_MAYBE_WRITTEN)
         return Written(Position(_applied(headers).epoch, _decode(answer, _PutAnswer).seq))
 
-    async def _fetch(self, method: str, path: str, *, body: bytes | None = None) -> tuple[bytes, Mapping[str, str]]:
+    async def _fetch(
+        self, method: str, path: str, *, body: bytes | None = None, unanswered: str | None = None
+    ) -> tuple[bytes, Mapping[str, str]]:
         limits = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
-        async with self._open(method, path, limits=limits, body=body) as response:
+        async with self._open(method, path, limits=limits, body=body, unanswered=unanswered) as response:
             return await response.read(), response.headers
 
     @asynccontextmanager
@@ -247,8 +273,13 @@ class Client:
         limits: aiohttp.ClientTimeout,
         body: bytes | None = None,
         accept: str = "application/json",
+        unanswered: str | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and hand out its answer if that is a 200; raise everything else as one of our errors."""
+        """Send a request and hand out its answer if that is a 200; raise everything else as one of our errors.
+
+        Args:
+            unanswered: the hint of an `Unanswered`: what may have happened all the same.
+        """
         assert self._session is not None, "enter the client first: async with Client(...) as client"
         headers = {"Accept": accept}
         data = None
@@ -275,12 +306,12 @@ class Client:
         except TimeoutError as error:
             raise Unanswered(
                 f"{self.url} did not answer within {self._timeout_s:g} s",
-                hint=_unanswered_hint(method),
+                hint=unanswered,
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unanswered(
                 f"the connection to {self.url} broke before the answer was whole",
-                hint=_unanswered_hint(method),
+                hint=unanswered,
             ) from error
 
 
@@ -316,9 +347,13 @@ def _is_chunked(response: aiohttp.ClientResponse) -> bool:
 
 
 def _decode(answer: bytes, kind: type[_T]) -> _T:
+    return _read(answer, lambda text: msgspec.json.decode(text, type=kind))
+
+
+def _read(answer: bytes, decode: Callable[[bytes], _T]) -> _T:
     try:
-        return msgspec.json.decode(answer, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return decode(answer)
+    except (ValueError, RecursionError) as error:
         raise _not_kvnode(f"an answer that cannot be read: {error}") from error
 
 
@@ -344,7 +379,15 @@ async def _server_error(response: aiohttp.ClientResponse) -> ServerError | BadAn
         code, message = error.pop("code"), error.pop("message")
     except (msgspec.DecodeError, RecursionError, KeyError):
         return _not_kvnode(f"{response.url.origin()} answered HTTP {response.status} in a form of its own")
-    return ServerError(response.status, str(code), str(message), error, retry_after_s=_retry_after_s(response))
+    hint = error.pop("hint", None)
+    return ServerError(
+        response.status,
+        str(code),
+        str(message),
+        error,
+        hint=None if hint is None else str(hint),
+        retry_after_s=_retry_after_s(response),
+    )
 
 
 def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
@@ -355,10 +398,6 @@ def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
 
 def _not_kvnode(what: str) -> BadAnswer:
     return BadAnswer(what, hint="is this a node's REST address, not its peer port or another service?")
-
-
-def _unanswered_hint(method: str) -> str | None:
-    return "the write may have happened: read it back to find out" if method == "POST" else None
 
 
 def _reason(error: Exception) -> str:

@@ -37,7 +37,7 @@ class ServerError(ClientError):
     Attributes:
         status: the HTTP status.
         code: the stable code of the answer.
-        fields: the other members of the answer's error object.
+        fields: the other members of the answer's error object, but for its hint.
         retry_after_s: what the answer's Retry-After asks to wait, or None.
     """
 
@@ -48,10 +48,11 @@ class ServerError(ClientError):
         message: str,
         fields: dict[str, Any] | None = None,
         *,
+        hint: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         # `fields` may hold any name, so it cannot travel as keyword arguments.
-        super().__init__(message)
+        super().__init__(message, hint=hint)
         self.status = status
         self.code = code
         self.fields = fields or {}

@@ -21,7 +21,7 @@ from kvnode.node.fs import RealFs
 from kvnode.node.storage.audit import Audit, Checked
 from kvnode.node.storage.datadir import DirectoryLock, Layout
 from kvnode.node.storage.loglist import ListedSegment, list_log
-from kvnode.node.storage.logview import Fault, FaultKind, LogReader, NoLog, find_log, view_log
+from kvnode.node.storage.logview import Fault, FaultKind, LogWalk, NoLog, find_log, view_log
 from kvnode.node.storage.repair import RepairPlan, apply_repair, plan_repair
 from kvnode.node.storage.segment import segment_name
 
@@ -45,7 +45,7 @@ Examples:
 """
 )
 def wal() -> None:
-    """Look into the log of a node's data directory, check it, and repair it.
+    """Look into the log of a node's data directory, check or repair it.
 
     DIR is the directory that the node was started with (--data). ls, dump and verify also work while the node runs, and
     on a directory of segments that was set aside (wal-old/...). repair wants the node stopped.
@@ -93,7 +93,7 @@ def dump(ctx: click.Context, directory: Path, first: int | None, last: int | Non
     if first is not None and last is not None and first > last:
         raise click.UsageError("--from is above --to")
     fs = RealFs()
-    reader = LogReader(view_log(fs, find_log(fs, directory)))
+    reader = LogWalk(view_log(fs, find_log(fs, directory)))
     out = sys.stdout.buffer
     for record in reader.records(first, last, skip_damage=skip_damage):
         out.write(entry_line(record.entry))

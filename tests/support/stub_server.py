@@ -31,6 +31,8 @@ class Answer:
     retry_after: int | None = None
     #: whether the write happens all the same
     is_written: bool = False
+    #: more members of the error object
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class StubServer:
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.requests: list[Seen] = []
         self.status: dict[str, Any] = {"name": "stub", "role": "primary", "applied_seq": 0}
+        #: as /cluster/promote tells of them
+        self.members: list[dict[str, Any]] = []
         self.url = ""
         self.in_flight = 0
         self.most_in_flight = 0
@@ -146,7 +150,8 @@ class StubServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.requests.append(Seen(request.method, request.raw_path, body, dict(request.headers)))
-        route = "/" + request.raw_path.split("?")[0].split("/")[1]
+        parts = request.raw_path.split("?")[0].split("/")
+        route = "/".join(parts[:3] if parts[1] == "cluster" else parts[:2])
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -162,11 +167,11 @@ class StubServer:
     async def _answer(self, request: web.Request, route: str, body: bytes) -> web.StreamResponse:
         fault = self.faults[route].popleft() if self.faults[route] else None
         match fault:
-            case Answer(status, code, retry_after, is_written):
+            case Answer(status, code, retry_after, is_written, fields):
                 if is_written:
                     self._route(request, route, body)
                 headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-                error = {"code": code, "message": f"told to answer {code}", "told": True}
+                error = {"code": code, "message": f"told to answer {code}", "told": True, **fields}
                 return self._json({"error": error}, status=status, headers=headers)
             case Cut(is_written):
                 if is_written:
@@ -197,6 +202,17 @@ class StubServer:
                 return self._json({"status": "OK", "key": key, "deleted": is_there, "seq": self.seq})
             case "GET", "/read":
                 return self._read(request.match_info["tail"].removeprefix("read/"))
+            case "POST", "/cluster/promote":
+                assert json.loads(body).keys() == {"force"}
+                return self._json(
+                    {"status": "OK", "name": "stub", "epoch": EPOCH, "last_seq": self.seq, "members": self.members}
+                )
+            case "POST", "/cluster/forget":
+                name = json.loads(body)["name"]
+                if name not in [member["name"] for member in self.members]:
+                    raise Refused(404, "member_not_found", "no such member", name=name)
+                self.members = [member for member in self.members if member["name"] != name]
+                return self._json({"status": "OK", "name": name})
             case "GET", "/status":
                 return self._json(self.status)
         raise Refused(404, "route_not_found", f"no route {request.path}")

@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager, closing
 import pytest
 
 from kvnode.cli.client import Client, Deleted, RangeQuery, Record, Written, parse_url
+from kvnode.cli.cluster import MemberPosition, members_in
 from kvnode.cli.errors import BadAnswer, ClientError, ServerError, Unanswered, Unreachable
 from kvnode.cli.jsontext import Item
 from kvnode.protocol.types import Epoch, Position
@@ -119,6 +120,51 @@ async def test_status_is_kept_as_it_was_sent() -> None:
         assert status.text == b'{"role": "primary", "more": {"deep": [1.0]}}'
 
 
+async def test_promote_and_forget() -> None:
+    async with connected() as (stub, client):
+        stub.members = [
+            {"name": "n1", "address": "", "reachable": False, "role": None, "epoch": None, "last_seq": None},
+            {"name": "n2", "address": "h:1", "reachable": True, "role": "replica", "epoch": EPOCH, "last_seq": 7},
+        ]
+        stub.seq = 7
+        promotion = await client.promote()
+        assert promotion[1:4] == ("stub", Epoch.parse(EPOCH), 7)
+        assert promotion.members == (
+            MemberPosition(name="n1", address=""),
+            MemberPosition(name="n2", address="h:1", reachable=True, role="replica", epoch=EPOCH, last_seq=7),
+        )
+        await client.promote(force=True)
+        assert stub.bodies("/cluster/promote") == [b'{"force":false}', b'{"force":true}']
+        assert await client.forget("n2") == "n2"
+        with pytest.raises(ServerError) as caught:
+            await client.forget("n2")
+        assert caught.value.code == "member_not_found"
+
+
+async def test_a_promotion_that_was_cut_off_may_have_happened() -> None:
+    async with connected() as (stub, client):
+        stub.faults["/cluster/promote"].append(Cut())
+        with pytest.raises(Unanswered) as caught:
+            await client.promote()
+        assert "the change may have happened" in str(caught.value.hint)
+
+
+async def test_a_nodes_hint_is_the_errors() -> None:
+    async with connected() as (stub, client):
+        stub.faults["/put"].append(Answer(503, "overloaded", fields={"hint": "wait a little"}))
+        with pytest.raises(ServerError) as caught:
+            await client.put("a", b"1")
+        assert caught.value.hint == "wait a little"
+        assert caught.value.fields == {"told": True}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"members": None}, {"members": [{}]}, {"members": [{"name": "n1", "last_seq": "7"}]}]
+)
+def test_members_that_are_none_are_left_out(fields: dict[str, object]) -> None:
+    assert members_in(fields) == ()
+
+
 async def test_server_errors_are_passed_on_whole() -> None:
     async with connected() as (stub, client):
         with pytest.raises(ServerError) as caught:
@@ -173,7 +219,12 @@ CALLS: dict[str, Call] = {
     "/read": lambda client: client.get("a"),
     "/readrange": lambda client: collect(client, RangeQuery()),
     "/status": lambda client: client.status(),
+    "/cluster/promote": lambda client: client.promote(),
+    "/cluster/forget": lambda client: client.forget("n2"),
 }
+
+#: Routes whose answers name no position.
+WITHOUT_POSITION = {"/cluster/promote", "/cluster/forget"}
 
 POSITION = {"Kv-Seq": "1", "Kv-Epoch": EPOCH}
 
@@ -197,6 +248,7 @@ STRANGE = {
         for route in CALLS
         for name, answer in STRANGE.items()
         if route != "/status" or not answer.body.startswith(b"{") or name == "cut"
+        if route not in WITHOUT_POSITION or name not in {"no epoch", "bad seq"}
     ],
 )
 async def test_whatever_is_no_nodes_answer_is_called_that(route: str, answer: Say) -> None:
