@@ -7,14 +7,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kvnode.cli.client import Client, Status
 from kvnode.cli.options import json_option, node_options
+from kvnode.cli.tables import make_console, make_table
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+#: Columns of the table of replicas: heading, and the member that each shows. `lag` is made of two.
+_REPLICA_COLUMNS = {
+    "name": "name",
+    "address": "address",
+    "state": "state",
+    "sent": "sent_seq",
+    "acked": "acked_seq",
+    "applied": "applied_seq",
+    "lag": "lag_entries",
+    "retention": "retention",
+}
 
 
 @click.command(
@@ -31,13 +43,15 @@ def status(as_json: bool, url: str, timeout_s: float) -> None:
     """Show how a node is doing.
 
     Its role and epoch, how far its log is durable and applied, what its log and cache hold, and its
-    replicas or its primary.
+    replicas or its primary. A primary that a later one has replaced says so first, as FENCED: it takes no writes.
     """
     answer = asyncio.run(_status(url, timeout_s))
     if as_json:
         click.echo(answer.text)
         return
-    console = Console(highlight=False)
+    console = make_console()
+    if fenced := answer.fields.get("fenced"):
+        console.print(Text(f"FENCED: {fenced}", style="bold red"))
     console.print(_summary(answer.fields, url))
     if answer.fields.get("replicas"):
         console.print(_replicas(answer.fields["replicas"]))
@@ -75,6 +89,11 @@ def _lines(fields: dict[str, Any], url: str) -> Iterator[tuple[str, str]]:
     if primary := fields.get("primary"):
         link = "connected" if primary.get("connected") else "not connected"
         yield "primary", f"{primary.get('address', '?')}, {link}, {_lag(primary)}"
+    if sync := fields.get("sync"):
+        so_far = f", {_count(sync['keys'], 'key')} so far" if "keys" in sync else ""
+        yield "full sync", f"{sync.get('state', 'under way')}{so_far}"
+    if diverged := fields.get("diverged"):
+        yield "diverged", f"entries of another history are kept in {', '.join(map(str, diverged))}"
     if wal := fields.get("wal"):
         span = f"seq {wal.get('first_seq', '?')} to {wal.get('last_seq', '?')}"
         yield "log", f"{span}, {_size(wal.get('bytes', 0))} in {_count(wal.get('segments', 0), 'segment')}"
@@ -91,17 +110,19 @@ def _lines(fields: dict[str, Any], url: str) -> Iterator[tuple[str, str]]:
 
 
 def _replicas(replicas: list[dict[str, Any]]) -> Table:
-    table = Table(title="replicas", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for heading in ("name", "address", "state", "acked", "applied", "lag", "retention"):
-        table.add_column(heading, overflow="fold")
-    for replica in replicas:
-        row = (
-            *(replica.get(name, "?") for name in ("name", "address", "state", "acked_seq", "applied_seq")),
-            _lag(replica, ""),
-            replica.get("retention", "?"),
-        )
-        table.add_row(*(Text(str(cell)) for cell in row))
-    return table
+    """The replicas, with the columns of which at least one has something."""
+    columns = {
+        heading: name for heading, name in _REPLICA_COLUMNS.items() if any(name in replica for replica in replicas)
+    }
+    rows = [[_cell(replica, heading, name) for heading, name in columns.items()] for replica in replicas]
+    return make_table(list(columns), rows, title="replicas")
+
+
+def _cell(replica: dict[str, Any], heading: str, name: str) -> object:
+    value = replica.get(name)
+    if type(value) is not int:
+        return value
+    return _lag(replica, "") if heading == "lag" else f"{value:,}"
 
 
 def _lag(link: dict[str, Any], unit: str = " entries behind") -> str:

@@ -256,7 +256,18 @@ STATUS = {
             "lag_entries": 1,
             "lag_s": 0.2,
             "retention": "reserved",
-        }
+        },
+        {
+            "name": "n3",
+            "address": "",
+            "state": "disconnected",
+            "sent_seq": None,
+            "acked_seq": 3,
+            "applied_seq": 3,
+            "lag_entries": None,
+            "lag_s": None,
+            "retention": "lost",
+        },
     ],
     "primary": None,
     "full_syncs_received": 0,
@@ -279,14 +290,50 @@ def test_status(kvnode: Kvnode, stub: StubServer) -> None:
         "full syncs 2 sent, 0 received",
         "up for 1 d 1 h",
         "version 0.1.0",
-        "n2 127.0.0.1:7002 streaming 4 4 1 (0.2 s) reserved",
+        "name address state sent acked applied lag retention",
+        "n2 127.0.0.1:7002 streaming 5 4 4 1 (0.2 s) reserved",
+        "n3 - disconnected - 3 3 - lost",
     }
+    assert "FENCED" not in kvnode("status").stdout
 
 
 def test_status_of_a_replica(kvnode: Kvnode, stub: StubServer) -> None:
     primary = {"address": "127.0.0.1:7001", "connected": False, "lag_entries": None, "lag_s": None}
     stub.status = {"name": "n2", "role": "replica", "primary": primary, "replicas": []}
     assert "primary  127.0.0.1:7001, not connected, lag unknown" in kvnode("status").stdout
+
+
+def test_status_of_a_replica_in_a_full_sync(kvnode: Kvnode, stub: StubServer) -> None:
+    primary = {"address": "127.0.0.1:7001", "connected": True, "lag_entries": 1234, "lag_s": 2}
+    stub.status = {
+        "name": "n2",
+        "role": "replica",
+        "primary": primary,
+        "sync": {"keys": 1500, "state": "receiving"},
+        "diverged": ["2.0000beef-17", "1.0000cafe-3"],
+    }
+    lines = {" ".join(line.split()) for line in kvnode("status").stdout.splitlines()}
+    assert lines >= {
+        "primary 127.0.0.1:7001, connected, 1,234 entries behind (2.0 s)",
+        "full sync receiving, 1,500 keys so far",
+        "diverged entries of another history are kept in 2.0000beef-17, 1.0000cafe-3",
+    }
+
+
+def test_status_of_a_primary_that_was_replaced_says_so_first(kvnode: Kvnode, stub: StubServer) -> None:
+    stub.status = {**STATUS, "fenced": "a member reigns with term [7]"}
+    assert kvnode("status").stdout.splitlines()[0] == "FENCED: a member reigns with term [7]"
+
+
+def test_status_leaves_out_what_the_node_does_not_send(kvnode: Kvnode, stub: StubServer) -> None:
+    stub.status = {"name": "n1", "role": "primary", "replicas": [{"name": "n2", "state": "streaming"}]}
+    assert [line.split() for line in kvnode("status").stdout.splitlines()] == [
+        ["node", "n1", "at", stub.url],
+        ["role", "primary"],
+        ["replicas"],
+        ["name", "state"],
+        ["n2", "streaming"],
+    ]
 
 
 def test_status_json_is_the_nodes_own(kvnode: Kvnode, stub: StubServer) -> None:
@@ -303,6 +350,8 @@ CALLS = {
     "range": ("/readrange", ["range"]),
     "dump": ("/readrange", ["dump"]),
     "status": ("/status", ["status"]),
+    "promote": ("/cluster/promote", ["promote"]),
+    "forget": ("/cluster/forget", ["forget", "n2"]),
 }
 
 
