@@ -9,8 +9,9 @@ Source: FORMAT.md, "Messages".
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from kvnode.protocol.entry import decode_op
@@ -295,12 +296,16 @@ class IncomingKind(Kind[Incoming]):
         return f"{value.sync_id.hex()}:{value.first}..{value.latest}"
 
 
+#: A record of a pair that has the right shape. `LogRecord._make` would call Python code that checks the length again.
+_checked_record: Callable[[Any], LogRecord] = partial(tuple.__new__, LogRecord)
+
+
 class RecordsKind(Kind[tuple[LogRecord, ...]]):
     """`[[crc, payload], ...]`, at least one. The hot path of replication: no call for a single record."""
 
     def read(self, wire: Any) -> tuple[LogRecord, ...]:
         self._check(wire)
-        return tuple(map(LogRecord._make, wire))
+        return tuple(map(_checked_record, wire))
 
     def write(self, value: tuple[LogRecord, ...]) -> Any:
         self._check(value)

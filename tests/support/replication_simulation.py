@@ -2,7 +2,7 @@
 
 While it runs: no node puts an entry where another belongs, serves data that its log does not lead to, or loses a write
 that it acked, unless an operator began a reign without that write or put another disk in. At the end all nodes hold the
-same log and the same data, soon, and without syncing over and over.
+same log and the same data, soon, and without syncing over and over, and know where each of them is reached.
 """
 
 from __future__ import annotations
@@ -313,10 +313,12 @@ class Simulation:
             return False
         states = process.states
         others = [node for node in self.nodes if node is not self.primary]
-        return all(
+        members = {node.member for node in self.nodes}
+        return set(self.primary.disk.members) == members and all(
             states.get(node.member.node_id) == "streaming"
             and node.disk.position == self.primary.disk.position
             and node.disk.applied_seq == self.primary.disk.applied_seq
             and node.disk.history == self.primary.disk.history
+            and set(node.disk.members) == members
             for node in others
         )
