@@ -5,7 +5,10 @@ KvError
 │   ├── ServerError     the node answered with an error; `code` is the one it gave
 │   ├── Unreachable     no connection: the request was not sent, so nothing was written
 │   ├── Unanswered      sent, but no whole answer came back: a write may or may not have happened
-│   └── BadAnswer       the answer is not one that a kvnode gives
+│   ├── BadAnswer       the answer is not one that a kvnode gives
+│   ├── Refused         a node's peer port said ERROR; `code` is the one it gave
+│   ├── ConnectionLost  the connection to a peer port ended before all that was wanted had come
+│   └── PeerSilent      nothing comes over the connection to a peer port any more
 └── CommandFailed       a command could not do its work for a reason of its own, a file for example
 """
 
@@ -75,6 +78,30 @@ class BadAnswer(ClientError):
     """What answered does not speak kvnode's REST interface."""
 
     code = "bad_answer"
+
+
+class Refused(ClientError):
+    """A node closed a session of the peer protocol, or did not do what it was asked to, and said why.
+
+    Attributes:
+        code: the stable code of its ERROR frame.
+    """
+
+    def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class ConnectionLost(ClientError):
+    """A connection of the peer protocol ended too early."""
+
+    code = "connection_lost"
+
+
+class PeerSilent(ClientError):
+    """Not even a sign of life comes over a connection of the peer protocol."""
+
+    code = "peer_silent"
 
 
 class CommandFailed(KvError):

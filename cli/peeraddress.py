@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from kvnode.node.config import Address
 
 
-class _PeerAddress(click.ParamType):
-    """An address to connect to."""
+def address_callback(ctx: click.Context, param: click.Parameter, text: str) -> Address:
+    """Turn an argument's text into an address to connect to."""
+    try:
+        address = Address.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+    if not address.port:
+        raise click.BadParameter(f"nobody listens on port 0, got {text!r}", ctx, param)
+    return address
 
-    name = "address"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
-        try:
-            address = Address.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if not address.port:
-            self.fail(f"nobody listens on port 0, got {value!r}", param, ctx)
-        return address
-
-
-PEER_ADDRESS = _PeerAddress()
 
 #: The node of a debugging command; it reaches the command as `address`.
-peer_argument = click.argument("address", type=PEER_ADDRESS, metavar="HOST:PORT")
+peer_argument = click.argument("address", callback=address_callback, metavar="HOST:PORT")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from kvnode.cli.peeraddress import PEER_ADDRESS
+from kvnode.cli.peeraddress import address_callback
 from kvnode.cli.settings import SETTINGS_HELP, make_config, setting_options
 from kvnode.node.config import Address
 
@@ -39,7 +39,7 @@ join = click.Command(
     "join",
     callback=_run,
     params=[
-        click.Argument(["primary"], type=PEER_ADDRESS, metavar="PRIMARY:PEERPORT"),
+        click.Argument(["primary"], callback=address_callback, metavar="PRIMARY:PEERPORT"),
         *setting_options(),
     ],
     help=_HELP + SETTINGS_HELP,

@@ -6,14 +6,14 @@ requests of a route meet instead of the usual answer; `open` makes them wait; `r
 
 import asyncio
 import json
-import threading
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from aiohttp import web
+
+from support.background import in_background
 
 EPOCH = "1.0badcafe"
 MAX_KEY_BYTES = 4096
@@ -117,27 +117,9 @@ class StubServer:
         self.open.set()
         await self._runner.cleanup()
 
-    @contextmanager
-    def in_thread(self) -> Iterator[Self]:
+    def in_thread(self) -> AbstractContextManager[Self]:
         """Run the stub on a loop and thread of its own while the block lasts."""
-        ready = threading.Event()
-        loop = asyncio.new_event_loop()
-
-        async def serve() -> None:
-            self._done = asyncio.Event()
-            async with self:
-                ready.set()
-                await self._done.wait()
-
-        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-        thread.start()
-        try:
-            assert ready.wait(10), "the stub server did not start"
-            yield self
-        finally:
-            loop.call_soon_threadsafe(self._done.set)
-            thread.join(10)
-            loop.close()
+        return in_background(self)
 
     def values(self) -> dict[str, str]:
         """Key -> JSON text."""
