@@ -271,7 +271,7 @@ class SegmentWalk:
             yield from self.later_records()
 
 
-class LogReader:
+class LogWalk:
     """Entries of a log from one seq to another, across its segments.
 
     Attributes:

@@ -28,13 +28,17 @@ HEADER_BYTES = _HEADER.size + _HEADER_CRC.size
 
 _RECORD = struct.Struct(">II")  # length with the mark in bit 31, CRC-32 of the payload
 RECORD_HEADER_BYTES = _RECORD.size
+#: (bytes, offset) to a record's (length with the mark in bit 31, CRC).
+unpack_record_header = _RECORD.unpack_from
 _MARK = 0x8000_0000
+#: The most that a payload can have; `and`ed with a record's first field it gives the payload's length.
 MAX_PAYLOAD_BYTES = _MARK - 1
 
 _NAME = re.compile(r"([0-9]{20})\.wal")
 
 # How every payload begins: an array of four, three unsigned integers, the head of an array that is not empty.
 _UINT = rb"(?:[\x00-\x7f]|\xcc.|\xcd..|\xce.{4}|\xcf.{8})"
+_UINT_BYTES = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _PAYLOAD_START = re.compile(re.escape(ENTRY_FIRST_BYTE) + 3 * _UINT + rb"[\x91-\x9f\xdc\xdd]", re.DOTALL)
 
 
@@ -199,6 +203,17 @@ def _check_unused(data: bytes, offset: int, seq: Seq) -> None:
         part = data[start : start + block]
         if part != zeros[: len(part)]:
             raise Damage(offset, seq, "unused space is not all zero")
+
+
+def payload_seq(payload: bytes) -> Seq | None:
+    """The seq that a payload's first bytes give, whatever follows; None if they are not an entry's."""
+    if payload[:1] != ENTRY_FIRST_BYTE or len(payload) < 2:
+        return None
+    head = payload[1]
+    if head < 0x80:
+        return head
+    size = _UINT_BYTES.get(head, 0)
+    return int.from_bytes(payload[2 : 2 + size]) if 0 < size <= len(payload) - 2 else None
 
 
 def find_later_records(data: bytes, start: int, above_seq: Seq) -> Iterator[SegmentRecord]:

@@ -112,6 +112,16 @@ class Wal:
         return cls(fs, directory, cluster_id, options, [Segment(first_seq, first_seq - 1, HEADER_BYTES)])
 
     @property
+    def directory(self) -> Path:
+        """Where the segments are."""
+        return self._directory
+
+    @property
+    def cluster_id(self) -> bytes:
+        """What their headers name, 16 bytes."""
+        return self._cluster_id
+
+    @property
     def last_seq(self) -> Seq:
         """The last appended entry's seq."""
         return self._tail.last_seq

@@ -4,11 +4,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvnode.node.errors import StorageFull
-from kvnode.node.storage.logview import LogReader, LogView
+from kvnode.node.errors import LogTrimmed, StorageFull
+from kvnode.node.storage.logreader import LogReader
+from kvnode.node.storage.logview import LogView, LogWalk
 from kvnode.node.storage.recovery import Storage, list_segments
 from kvnode.node.storage.segment import HEADER_BYTES, read_records
 from kvnode.node.storage.wal import WalOptions
+from kvnode.protocol.entry import decode_entry, payload_crc
 from kvnode.protocol.types import Entry, delete, put
 from support.crash_plan import DROPPED, KEPT, torn
 from support.storage_rig import CLUSTER_ID, StorageRig
@@ -41,6 +43,8 @@ class LogMachine(RuleBasedStateMachine):
     def begin(self, segment_bytes: int, keep_bytes: int, sync: bool) -> None:
         self.rig = StorageRig(WalOptions(segment_bytes, keep_bytes, sync))
         self.storage: Storage = self.rig.start()
+        self.reader = LogReader(self.rig.disk, self.storage.wal)
+        self.next_seq = 1
 
     def teardown(self) -> None:
         if hasattr(self, "storage"):
@@ -87,6 +91,29 @@ class LogMachine(RuleBasedStateMachine):
         self.durable = self.storage.wal.last_seq
         self.rig.trim(self.storage)
 
+    @rule(ahead=st.sampled_from([0, 0, 0, 1, 7]), share=st.floats(0, 1), max_bytes=st.integers(1, 3000))
+    def read_on(self, ahead: int, share: float, max_bytes: int) -> None:
+        """A replica's reader goes on, perhaps over what reached the replica in another way."""
+        wal = self.storage.wal
+        first_seq = self.next_seq + ahead
+        if first_seq > wal.last_seq:
+            return
+        last_seq = first_seq + int((wal.last_seq - first_seq) * share)
+        try:
+            records, size = self.reader.read(first_seq, last_seq, max_bytes)
+        except LogTrimmed as error:
+            self.next_seq = error.first_seq
+            if first_seq < wal.first_seq == self.next_seq:
+                return
+            raise
+        expected = self.model[first_seq - 1 : first_seq - 1 + len(records)]
+        assert [decode_entry(payload) for _, payload in records] == expected
+        assert all(payload_crc(payload) == crc for crc, payload in records)
+        assert size == sum(len(payload) for _, payload in records)
+        assert size <= max_bytes or len(records) == 1
+        self.next_seq = first_seq + len(records)
+        assert self.next_seq <= last_seq + 1
+
     @rule()
     def stop_and_start(self) -> None:
         self.rig.stop(self.storage)
@@ -111,6 +138,8 @@ class LogMachine(RuleBasedStateMachine):
     def restart(self, rig: StorageRig) -> None:
         self.rig = rig
         self.storage = rig.start()
+        self.reader = LogReader(rig.disk, self.storage.wal)
+        self.next_seq = min(self.next_seq, self.storage.wal.last_seq + 1)
         last_seq = self.storage.wal.last_seq
         assert self.durable <= last_seq <= len(self.model)
         del self.model[last_seq:]
@@ -131,7 +160,7 @@ class LogMachine(RuleBasedStateMachine):
         segments = wal.segments
         assert list_segments(self.rig.disk, self.rig.layout.wal, CLUSTER_ID) == [each.first_seq for each in segments]
         view = LogView(self.rig.disk, self.rig.layout.wal, CLUSTER_ID)
-        reader = LogReader(view)
+        reader = LogWalk(view)
         records = list(reader.records(None, None))
         assert reader.faults == []
         assert [record.entry for record in records] == self.model[segments[0].first_seq - 1 :]

@@ -11,8 +11,8 @@ from kvnode.node.fs import File
 from kvnode.node.storage.logview import (
     FaultKind,
     LogPlace,
-    LogReader,
     LogView,
+    LogWalk,
     NoLog,
     SegmentsDropped,
     find_log,
@@ -54,7 +54,7 @@ class Watched:
         self.rig.write_puts(self.storage, entries)
         self.disk = WatchedDisk(self.rig.disk)
         self.view = view_log(self.disk, LogPlace(self.rig.layout.wal, self.rig.layout))  # type: ignore[arg-type]
-        self.reader = LogReader(self.view)
+        self.reader = LogWalk(self.view)
 
     def seqs(self, first: int | None = None, last: int | None = None, *, skip_damage: bool = False) -> list[int]:
         return [record.entry.seq for record in self.reader.records(first, last, skip_damage=skip_damage)]
@@ -129,7 +129,7 @@ def test_damage_ends_the_reading_or_is_skipped() -> None:
     assert log.seqs() == list(range(1, 12))
     (fault,) = log.reader.faults
     assert (fault.kind, fault.path, fault.offset, fault.seq) == (FaultKind.DAMAGE, path, offset, 12)
-    log.reader = LogReader(log.view)
+    log.reader = LogWalk(log.view)
     assert log.seqs(skip_damage=True) == [seq for seq in range(1, 21) if seq != 12]
     assert log.kinds() == [FaultKind.DAMAGE]
 
@@ -142,7 +142,7 @@ def test_missing_segment_ends_the_reading_or_is_skipped() -> None:
     (fault,) = log.reader.faults
     assert (fault.kind, fault.path, fault.seq) == (FaultKind.MISSING, log.view.path(third), second)
     assert f"seq {second} to {third - 1} are missing" in fault.reason
-    log.reader = LogReader(log.view)
+    log.reader = LogWalk(log.view)
     assert log.seqs(skip_damage=True) == [*range(first, second), *range(third, 21)]
 
 
