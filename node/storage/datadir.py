@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from kvnode.node.errors import DirectoryLocked, FileDamaged
 from kvnode.node.fs import Fs
 from kvnode.node.storage.statefile import load_state, save_state
-from kvnode.protocol.types import Epoch, History, Reign, Seq
+from kvnode.protocol.sync import Incoming
+from kvnode.protocol.types import Epoch, History, Position, Reign, Seq
 
 T = TypeVar("T")
 
@@ -71,14 +72,48 @@ class Layout:
         """Present after a clean stop only."""
         return self.root / "clean"
 
-    def small_files(self) -> tuple[Path, ...]:
-        """The files that are replaced as a whole, by way of a temporary one with ``.tmp`` behind its name."""
-        return (self.node, self.history, self.members, self.checkpoint, self.clean, self.repair)
-
     @property
     def repair(self) -> Path:
         """Present after a repair of the log, until the node has started from what it left."""
         return self.root / "repair"
+
+    @property
+    def serve_from(self) -> Path:
+        """Present on a replica after a full sync, until its data show one state again."""
+        return self.root / "serve_from"
+
+    @property
+    def swap(self) -> Path:
+        """Present while the node's data are being replaced by those of a full sync."""
+        return self.root / "swap"
+
+    def small_files(self) -> tuple[Path, ...]:
+        """The files that are replaced as a whole, by way of a temporary one with ``.tmp`` behind its name."""
+        return (
+            self.node,
+            self.history,
+            self.members,
+            self.checkpoint,
+            self.clean,
+            self.repair,
+            self.serve_from,
+            self.swap,
+        )
+
+    @property
+    def incoming(self) -> Path:
+        """A full sync under way, and, while it takes their place, the data of before."""
+        return self.root / "incoming"
+
+    @property
+    def incoming_sync(self) -> Path:
+        """Which sync is in `incoming`; another small file. What is there without it is left over."""
+        return self.incoming / "sync"
+
+    @property
+    def diverged(self) -> Path:
+        """Entries that are in no primary's history: copies of log segments, one directory for each fork."""
+        return self.root / "diverged"
 
     @property
     def lock(self) -> Path:
@@ -96,6 +131,7 @@ class Identity:
         cluster_id: 32 hex digits, the same for all nodes of a cluster.
         role: "primary" or "replica".
         primary: HOST:PORT of the primary's peer port, for a replica; else None.
+        superseded_term: of a later primary of which this one has learned; None while it knows of none.
     """
 
     node_id: str
@@ -103,6 +139,7 @@ class Identity:
     cluster_id: str
     role: str
     primary: str | None = None
+    superseded_term: int | None = None
 
     @property
     def cluster_bytes(self) -> bytes:
@@ -155,6 +192,25 @@ class Repair:
     lost_last: Seq
 
 
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Content of ``swap``: what takes the place of the node's data. While it is there, the swap is to be completed.
+
+    Attributes:
+        sync_id: of the sync whose data they are, 16 bytes.
+        first: where LevelDB stands, and after which the log goes on.
+        latest: until its seq is applied, nothing is served.
+        history: the reigns from now on.
+        members: likewise.
+    """
+
+    sync_id: bytes
+    first: Position
+    latest: Position
+    history: History
+    members: tuple[Member, ...]
+
+
 #: What to do about a small file that is damaged, by its name.
 _HINTS = {
     "node.json": "restore it from a copy of this directory; without it nobody knows whose data this is",
@@ -165,6 +221,10 @@ _HINTS = {
     "the directory as a whole",
     "clean": "remove the file: start-up then takes the stop for an unclean one and checks the log",
     "repair": "remove the file, then run `kvnode wal repair` again",
+    "serve_from": "have this replica copy all data again: `kvnode join` with an empty directory",
+    "swap": "the data were being replaced by those of a full sync, and what is here is of two ages: have this replica "
+    "copy all data again, with `kvnode join` and an empty directory",
+    "sync": "remove the directory that it is in: the full sync begins again",
 }
 
 
@@ -185,23 +245,26 @@ class StateFiles:
 
     def save_identity(self, identity: Identity) -> None:
         """Replace ``node.json``."""
-        save_state(self._fs, self._layout.node, asdict(identity))
+        state = asdict(identity)
+        if identity.superseded_term is None:
+            # A directory that never needed it stays readable for releases that do not know it.
+            del state["superseded_term"]
+        save_state(self._fs, self._layout.node, state)
 
     def load_history(self) -> History | None:
         """``history``."""
         return self._load(
             self._layout.history,
-            lambda state: History(tuple(Reign(Epoch.parse(text), _seq(first)) for text, first in state["reigns"])),
+            lambda state: _read_history(state["reigns"]),
         )
 
     def save_history(self, history: History) -> None:
         """Replace ``history``."""
-        reigns = [[str(reign.epoch), reign.first_seq] for reign in history]
-        save_state(self._fs, self._layout.history, {"reigns": reigns})
+        save_state(self._fs, self._layout.history, {"reigns": _show_history(history)})
 
     def load_members(self) -> tuple[Member, ...] | None:
         """``members``."""
-        return self._load(self._layout.members, lambda state: tuple(Member(**each) for each in state["members"]))
+        return self._load(self._layout.members, lambda state: _read_members(state["members"]))
 
     def save_members(self, members: tuple[Member, ...]) -> None:
         """Replace ``members``."""
@@ -244,6 +307,68 @@ class StateFiles:
         """Remove ``repair`` durably: what it accepts must not excuse a later loss."""
         self._remove(self._layout.repair)
 
+    def load_serve_from(self) -> Position | None:
+        """``serve_from``: while less than this is applied, LevelDB shows no single state, and nothing is served."""
+        return self._load(self._layout.serve_from, lambda state: _read_position(state["latest"]))
+
+    def save_serve_from(self, latest: Position) -> None:
+        """Replace ``serve_from``."""
+        save_state(self._fs, self._layout.serve_from, {"latest": _show_position(latest)})
+
+    def remove_serve_from(self) -> None:
+        """Remove ``serve_from`` durably."""
+        self._remove(self._layout.serve_from)
+
+    def load_swap(self) -> Swap | None:
+        """``swap``."""
+        return self._load(
+            self._layout.swap,
+            lambda state: Swap(
+                _id(state["sync_id"]),
+                _read_position(state["first"]),
+                _read_position(state["latest"]),
+                _read_history(state["reigns"]),
+                _read_members(state["members"]),
+            ),
+        )
+
+    def save_swap(self, swap: Swap) -> None:
+        """Replace ``swap``."""
+        state = {
+            "sync_id": swap.sync_id.hex(),
+            "first": _show_position(swap.first),
+            "latest": _show_position(swap.latest),
+            "reigns": _show_history(swap.history),
+            "members": [asdict(each) for each in swap.members],
+        }
+        save_state(self._fs, self._layout.swap, state)
+
+    def remove_swap(self) -> None:
+        """Remove ``swap`` durably."""
+        self._remove(self._layout.swap)
+
+    def load_incoming(self) -> Incoming | None:
+        """``incoming/sync``; of the last stored key only LevelDB there knows, so it is empty."""
+        return self._load(
+            self._layout.incoming_sync,
+            lambda state: Incoming(
+                _id(state["sync_id"]), _read_position(state["first"]), _read_position(state["latest"])
+            ),
+        )
+
+    def save_incoming(self, incoming: Incoming) -> None:
+        """Replace ``incoming/sync``."""
+        state = {
+            "sync_id": incoming.sync_id.hex(),
+            "first": _show_position(incoming.first),
+            "latest": _show_position(incoming.latest),
+        }
+        save_state(self._fs, self._layout.incoming_sync, state)
+
+    def remove_incoming(self) -> None:
+        """Remove ``incoming/sync`` durably: what is beside it is left over from then on."""
+        self._remove(self._layout.incoming_sync)
+
     def missing(self, path: Path, though: str) -> FileDamaged:
         """The error for one of the files that is not there, with what to do about it; `though` says why it must be."""
         return FileDamaged(path, f"missing, {though}", hint=_HINTS[path.name])
@@ -269,7 +394,37 @@ def _checked_identity(identity: Identity) -> Identity:
         raise ValueError("ids are 32 hex digits")
     if identity.role not in ("primary", "replica"):
         raise ValueError(f"role {identity.role!r}")
+    if identity.superseded_term is not None:
+        Epoch.of(identity.superseded_term, 0)
     return identity
+
+
+def _read_history(reigns: Any) -> History:
+    return History(tuple(Reign(Epoch.parse(text), _seq(first)) for text, first in reigns))
+
+
+def _show_history(history: History) -> list[list[object]]:
+    return [[str(reign.epoch), reign.first_seq] for reign in history]
+
+
+def _read_members(members: Any) -> tuple[Member, ...]:
+    return tuple(Member(**each) for each in members)
+
+
+def _read_position(pair: Any) -> Position:
+    epoch, seq = pair
+    return Position(Epoch.parse(epoch), _seq(seq))
+
+
+def _show_position(position: Position) -> list[object]:
+    return [str(position.epoch), position.seq]
+
+
+def _id(text: Any) -> bytes:
+    found = bytes.fromhex(text)
+    if len(found) != 16:
+        raise ValueError("ids are 32 hex digits")
+    return found
 
 
 def _seq(value: object) -> Seq:

@@ -10,20 +10,24 @@ from typing import Any
 import pytest
 
 from kvnode.node.errors import DirectoryLocked, FileDamaged
-from kvnode.node.storage.datadir import CleanStop, DirectoryLock, Identity, Layout, Member, Repair, StateFiles
+from kvnode.node.storage.datadir import CleanStop, DirectoryLock, Identity, Layout, Member, Repair, StateFiles, Swap
 from kvnode.node.storage.statefile import encode_state
-from kvnode.protocol.types import Epoch, History, Reign
+from kvnode.protocol.sync import Incoming
+from kvnode.protocol.types import Epoch, History, Position, Reign
 from support.crash_plan import DROPPED
 from support.memory_disk import MemoryDisk
 
 LAYOUT = Layout(Path("/data"))
+EPOCH = Epoch.of(3, 7)
+POSITION = Position(EPOCH, 2**63)
 IDENTITY = Identity("ab" * 16, "n1", "cd" * 16, "replica", "10.0.0.1:7001")
 
 
 def new_files() -> tuple[MemoryDisk, StateFiles]:
     disk = MemoryDisk()
-    disk.make_directory(LAYOUT.root)
-    disk.sync_directory(LAYOUT.root.parent)
+    for directory in (LAYOUT.root, LAYOUT.incoming):
+        disk.make_directory(directory)
+        disk.sync_directory(directory.parent)
     return disk, StateFiles(disk, LAYOUT)
 
 
@@ -35,16 +39,28 @@ def access(files: StateFiles) -> dict[str, tuple[Callable[[Any], None], Callable
         "checkpoint": (files.save_checkpoint, files.load_checkpoint),
         "clean": (files.save_clean_stop, files.load_clean_stop),
         "repair": (files.save_repair, files.load_repair),
+        "serve_from": (files.save_serve_from, files.load_serve_from),
+        "swap": (files.save_swap, files.load_swap),
+        "incoming/sync": (files.save_incoming, files.load_incoming),
     }
 
 
+STATE = {"node_id": "ab" * 16, "name": "n1", "cluster_id": "cd" * 16, "role": "primary"}
+
 CONTENTS: dict[str, list[Any]] = {
-    "node.json": [IDENTITY, Identity("00" * 16, "größe", "ff" * 16, "primary")],
+    "node.json": [
+        IDENTITY,
+        Identity("00" * 16, "größe", "ff" * 16, "primary"),
+        Identity("00" * 16, "n1", "ff" * 16, "primary", superseded_term=2**32 - 1),
+    ],
     "history": [History(), History((Reign(Epoch.of(1, 5), 1), Reign(Epoch.of(2**32 - 1, 2**32 - 1), 2**63)))],
     "members": [(), (Member("ab" * 16, "n1"), Member("cd" * 16, "n2"))],
     "checkpoint": [0, 2**63],
     "clean": [CleanStop(0, "00000000000000000001.wal", 40)],
     "repair": [Repair(0, 7)],
+    "serve_from": [POSITION, Position(Epoch(0), 0)],
+    "swap": [Swap(b"s" * 16, Position(Epoch(0), 0), POSITION, History((Reign(EPOCH, 1),)), (Member("ab" * 16, "n1"),))],
+    "incoming/sync": [Incoming(b"s" * 16, POSITION, POSITION)],
 }
 
 
@@ -97,6 +113,20 @@ def test_ids_are_bytes_in_hex() -> None:
         ("clean", {"last_seq": 1, "segment": "x", "size": None}),
         ("repair", {"log_last_seq": 1}),
         ("repair", {"log_last_seq": 1, "lost_last": None}),
+        ("node.json", {**STATE, "superseded_term": "1"}),
+        ("node.json", {**STATE, "superseded_term": -1}),
+        ("node.json", {**STATE, "superseded_term": 2**32}),
+        ("serve_from", {}),
+        ("serve_from", {"latest": ["1.00000001"]}),
+        ("serve_from", {"latest": ["1.00000001", -1]}),
+        ("serve_from", {"latest": [1, 1]}),
+        ("serve_from", {"latest": None}),
+        ("incoming/sync", {"sync_id": "ab" * 15, "first": ["1.00000001", 1], "latest": ["1.00000001", 1]}),
+        ("incoming/sync", {"sync_id": "ab" * 16, "first": ["1.00000001", 2], "latest": ["1.00000001", 1]}),
+        ("incoming/sync", {"sync_id": "ab" * 16, "first": ["1.00000001", 1]}),
+        ("incoming/sync", {"sync_id": None, "first": ["1.00000001", 1], "latest": ["1.00000001", 1]}),
+        ("swap", {"sync_id": "ab" * 16, "first": ["1.00000001", 1], "latest": ["1.00000001", 1]}),
+        ("swap", {"sync_id": "ab" * 16, "first": [], "latest": ["1.00000001", 1], "reigns": [], "members": []}),
     ],
 )
 def test_unexpected_content_is_refused_with_a_hint(name: str, state: dict[str, Any]) -> None:
@@ -117,11 +147,23 @@ def test_damage_is_refused_with_a_hint(name: str) -> None:
     assert raised.value.hint
 
 
-@pytest.mark.parametrize("name", ["clean", "repair"])
+def test_identity_of_a_directory_that_was_never_superseded_is_what_it_always_was() -> None:
+    disk, files = new_files()
+    files.save_identity(IDENTITY)
+    assert b"superseded" not in disk.snapshot()[LAYOUT.node]
+
+
+@pytest.mark.parametrize("name", ["clean", "repair", "serve_from", "swap", "incoming/sync"])
 def test_markers_are_removed_durably(name: str) -> None:
     disk, files = new_files()
     save, load = access(files)[name]
-    remove = {"clean": files.remove_clean_stop, "repair": files.remove_repair}[name]
+    remove = {
+        "clean": files.remove_clean_stop,
+        "repair": files.remove_repair,
+        "serve_from": files.remove_serve_from,
+        "swap": files.remove_swap,
+        "incoming/sync": files.remove_incoming,
+    }[name]
     remove()
     save(CONTENTS[name][0])
     remove()

@@ -9,7 +9,7 @@ from zlib import crc32
 import pytest
 
 from kvnode.node.api import Record
-from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, Repair, StateFiles
+from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, Repair, StateFiles, Swap
 from kvnode.node.storage.engine import Applied
 from kvnode.node.storage.records import (
     APPLIED_KEY,
@@ -22,6 +22,7 @@ from kvnode.node.storage.records import (
 from kvnode.node.storage.records import encode_header as encode_record_header
 from kvnode.node.storage.segment import check_header, encode_header, encode_record, read_records, segment_name
 from kvnode.protocol.entry import EntryEncoder
+from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import Entry, Epoch, History, Position, Reign, delete, put
 from support.documents import fenced_blocks, parse_hex
 from support.memory_disk import MemoryDisk
@@ -100,13 +101,20 @@ def test_header_table_is_the_layout() -> None:
 
 # ---- small files -----------------------------------------------------------------------------------------------
 
+HISTORY = History((Reign(Epoch.parse("1.41c6a3f0"), 1), Reign(EPOCH, 41)))
+SYNC = bytes.fromhex("d41d8cd98f00b204e9800998ecf8427e")
+LATEST = Position(EPOCH, 57)
+
 EXAMPLES = {
     "node.json": Identity(NODE, "n1", CLUSTER.hex(), "primary"),
-    "history": History((Reign(Epoch.parse("1.41c6a3f0"), 1), Reign(EPOCH, 41))),
+    "history": HISTORY,
     "members": (Member(NODE, "n1"),),
     "checkpoint": 40,
     "clean": CleanStop(42, segment_name(41), 149),
     "repair": Repair(36, 42),
+    "serve_from": LATEST,
+    "incoming/sync": Incoming(SYNC, Position(EPOCH, 42), LATEST),
+    "swap": Swap(SYNC, Position(EPOCH, 42), LATEST, HISTORY, (Member(NODE, "n1", "10.0.0.1:7001"),)),
 }
 
 
@@ -130,9 +138,12 @@ def test_small_file_example_is_what_is_written_and_read_back(name: str) -> None:
         "checkpoint": (files.save_checkpoint, files.load_checkpoint),
         "clean": (files.save_clean_stop, files.load_clean_stop),
         "repair": (files.save_repair, files.load_repair),
+        "serve_from": (files.save_serve_from, files.load_serve_from),
+        "incoming/sync": (files.save_incoming, files.load_incoming),
+        "swap": (files.save_swap, files.load_swap),
     }
     save, load = access[name]
-    disk.make_directory(layout.root)
+    disk.make_directory((layout.root / name).parent)
     save(content)  # type: ignore[operator]
     assert disk.snapshot() == {layout.root / name: example_of(name)}
     assert load() == content
