@@ -42,6 +42,8 @@ SECTIONS: dict[str, dict[str, _Listed]] = {
         "status": _Listed("status:status", "Show how a node is doing."),
     },
     "Debug": {
+        "tail": _Listed("tail:tail", "Print the entries of a node's log as JSON lines."),
+        "nc": _Listed("nc:nc", "Talk to a node's peer port in frames as JSON lines."),
         "frame": _Listed("frame:frame", "Turn frames of the peer protocol into JSON lines, and back."),
     },
     "Log files": {
@@ -85,6 +87,8 @@ Examples:
   kvnode get greeting
   kvnode range --prefix user/ --limit 10
   kvnode dump -o backup.jsonl && kvnode load backup.jsonl
+  kvnode join 127.0.0.1:7001 --data ./n2 --http 127.0.0.1:5002 --peer 127.0.0.1:7002
+  kvnode tail 127.0.0.1:7002 --follow            what the replica has, as it comes
 
 The data commands talk to http://127.0.0.1:5001 unless --url or KVNODE_URL names another node.
 Exit codes: 0 done; 1 not found, or failed; 2 wrong usage.

@@ -17,10 +17,17 @@ from kvnode.protocol.errors import RemoteProtocolError
 from kvnode.protocol.fields import ID_BYTES
 from kvnode.protocol.messages import MAX_VERSION, MIN_VERSION, Error, Hello, Message, Purpose, Welcome
 
-#: A node sends a PING every second: without a byte for so long it is gone, or is no node.
-SILENCE_S = 10.0
+#: The longest wait for the next byte of what a node has to send, unless told otherwise.
+SILENCE_S = 30.0
 
 _CONNECT_TIMEOUT_S = 5.0
+#: The longest wait for the answer to HELLO, which costs a node nothing.
+_WELCOME_TIMEOUT_S = 10.0
+
+#: Nobody has to send an observer anything while there are no new entries. That the other machine is still there is
+#: asked by the operating system: after so long without a byte, again and again, and so often, in seconds and times.
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
+
 _READ_BYTES = 256 * 1024
 _NOT_A_PEER_PORT = "is this the node's peer port (--peer), not its REST address or another service?"
 
@@ -72,10 +79,13 @@ class PeerClient:
             ConnectionLost, PeerSilent: there is none.
         """
         await self.send(make_hello(purpose))
+        patience_s, self.silence_s = self.silence_s, _WELCOME_TIMEOUT_S
         try:
             answer = await self.receive()
         except PeerSilent as error:
             raise PeerSilent(error.message, hint=_NOT_A_PEER_PORT) from error
+        finally:
+            self.silence_s = patience_s
         match answer:
             case Welcome():
                 if not MIN_VERSION <= answer.version <= MAX_VERSION:
@@ -189,6 +199,9 @@ async def _connect(address: Address) -> socket.socket:
             await loop.sock_connect(connection, place)
             # A frame is whole when it is sent: nothing is gained by waiting for more.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE.items():
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
         except OSError as error:
             connection.close()
             failure = error

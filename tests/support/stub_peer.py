@@ -9,6 +9,7 @@ A script is a list of steps; after the last one the connection is closed. What c
 import asyncio
 import socket
 import struct
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,6 +40,14 @@ class Say:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """Send this frame again and again, until the client leaves or the stub ends."""
+
+    what: Message
+    every_s: float
+
+
+@dataclass(frozen=True)
 class Hold:
     """Keep the connection until the client leaves or the stub ends."""
 
@@ -48,7 +57,22 @@ class Reset:
     """Break the connection, as a process that is killed or a machine that restarts does."""
 
 
-Step = Take | TakeAll | Say | Hold | Reset
+class Until:
+    """Wait until the test says so, from whatever thread."""
+
+    def __init__(self) -> None:
+        self._said: Future[None] = Future()
+
+    def happen(self) -> None:
+        """Say so."""
+        self._said.set_result(None)
+
+    async def wait(self) -> None:
+        """Return when it was said."""
+        await asyncio.wrap_future(self._said)
+
+
+Step = Take | TakeAll | Say | Repeat | Hold | Reset | Until
 
 
 def welcome(last_seq: int, version: int = 1) -> Welcome:
@@ -107,6 +131,13 @@ class StubPeer:
                         assert not isinstance(what, bytes)
                         writer.write(encode(what))
                         await writer.drain()
+                    case Repeat(what, every_s):
+                        while True:
+                            writer.write(encode(what))
+                            await writer.drain()
+                            await asyncio.sleep(every_s)
+                    case Until():
+                        await step.wait()
                     case Reset():
                         connection: socket.socket = writer.get_extra_info("socket")
                         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -143,8 +143,9 @@ async def test_an_end_without_an_answer() -> None:
     assert "peer port" in str(caught.value.hint)
 
 
-async def test_silence_instead_of_an_answer() -> None:
-    async with StubPeer(Hold()) as stub, client(stub, silence_s=0.05) as peer:
+async def test_silence_instead_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvnode.cli.peer._WELCOME_TIMEOUT_S", 0.05)
+    async with StubPeer(Hold()) as stub, client(stub, silence_s=None) as peer:
         with pytest.raises(PeerSilent, match=r"sent nothing for 0\.05 s") as caught:
             await peer.welcome(Purpose.OBSERVE)
     assert "peer port" in str(caught.value.hint)
