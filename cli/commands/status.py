@@ -89,6 +89,8 @@ def _lines(fields: dict[str, Any], url: str) -> Iterator[tuple[str, str]]:
     if primary := fields.get("primary"):
         link = "connected" if primary.get("connected") else "not connected"
         yield "primary", f"{primary.get('address', '?')}, {link}, {_lag(primary)}"
+        if error := primary.get("error"):
+            yield "last error", f"{error.get('message', '?')} ({error.get('code', '?')})"
     if sync := fields.get("sync"):
         so_far = f", {_count(sync['keys'], 'key')} so far" if "keys" in sync else ""
         yield "full sync", f"{sync.get('state', 'under way')}{so_far}"

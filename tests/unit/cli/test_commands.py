@@ -298,9 +298,18 @@ def test_status(kvnode: Kvnode, stub: StubServer) -> None:
 
 
 def test_status_of_a_replica(kvnode: Kvnode, stub: StubServer) -> None:
-    primary = {"address": "127.0.0.1:7001", "connected": False, "lag_entries": None, "lag_s": None}
+    primary: dict[str, object] = {
+        "address": "127.0.0.1:7001",
+        "connected": False,
+        "lag_entries": None,
+        "lag_s": None,
+    }
     stub.status = {"name": "n2", "role": "replica", "primary": primary, "replicas": []}
-    assert "primary  127.0.0.1:7001, not connected, lag unknown" in kvnode("status").stdout
+    shown = kvnode("status").stdout
+    assert "primary  127.0.0.1:7001, not connected, lag unknown" in shown
+    assert "last error" not in shown
+    primary["error"] = {"code": "name_taken", "message": "another node is called n2"}
+    assert "last error  another node is called n2 (name_taken)" in kvnode("status").stdout
 
 
 def test_status_of_a_replica_in_a_full_sync(kvnode: Kvnode, stub: StubServer) -> None:
