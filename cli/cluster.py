@@ -13,17 +13,19 @@ class MemberPosition(msgspec.Struct, frozen=True, kw_only=True):
     """How far a member of the cluster is, as the node that was asked found out.
 
     Attributes:
-        name: of the member.
+        name: of the member; None where only the address is known.
         address: HOST:PORT of its peer port; None or empty where it is not known.
         reachable: whether it answered.
+        reason: why it did not; None where it did.
         role: "primary" or "replica"; None where it did not answer, as in the fields that follow.
         epoch: of its last entry, as it prints.
         last_seq: the last seq that is durable there.
     """
 
-    name: str
+    name: str | None = None
     address: str | None = None
     reachable: bool = False
+    reason: str | None = None
     role: str | None = None
     epoch: str | None = None
     last_seq: int | None = None

@@ -45,7 +45,9 @@ def promote(force: bool, as_json: bool, url: str, timeout_s: float) -> None:
     except ServerError as error:
         if not as_json:
             _print_members(members_in(error.fields))
-        raise _explained(error) from error
+        if error.code == _REFUSED:
+            error.hint = error.hint or _FORCE_HINT
+        raise
     if as_json:
         click.echo(promotion.text)
         return
@@ -66,7 +68,7 @@ def _print_members(members: Iterable[MemberPosition]) -> None:
         (
             member.name,
             member.address,
-            "yes" if member.reachable else "no",
+            "yes" if member.reachable else f"no: {member.reason}" if member.reason else "no",
             member.role,
             member.epoch,
             None if member.last_seq is None else f"{member.last_seq:,}",
@@ -76,12 +78,3 @@ def _print_members(members: Iterable[MemberPosition]) -> None:
     if rows:
         headings = ("name", "address", "answers", "role", "epoch", "last seq")
         make_console().print(make_table(headings, rows, title="members"))
-
-
-def _explained(error: ServerError) -> ServerError:
-    """The error with its reason in the message, and what can be done."""
-    if error.code != _REFUSED:
-        return error
-    reason = str(error.fields.get("reason", ""))
-    message = error.message if reason in error.message else f"{error.message}: {reason}"
-    return ServerError(error.status, error.code, message, error.fields, hint=error.hint or _FORCE_HINT)

@@ -159,7 +159,7 @@ async def test_a_nodes_hint_is_the_errors() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"members": None}, {"members": [{}]}, {"members": [{"name": "n1", "last_seq": "7"}]}]
+    "fields", [{}, {"members": None}, {"members": [7]}, {"members": [{"name": "n1", "last_seq": "7"}]}]
 )
 def test_members_that_are_none_are_left_out(fields: dict[str, object]) -> None:
     assert members_in(fields) == ()

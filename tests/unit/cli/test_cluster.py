@@ -55,6 +55,13 @@ def test_promote_shows_the_members_and_what_happened(kvnode: Kvnode, stub: StubS
     assert stub.bodies("/cluster/promote") == [b'{"force":false}']
 
 
+def test_a_member_of_which_only_the_address_is_known(kvnode: Kvnode, stub: StubServer) -> None:
+    stub.members = [{"name": None, "address": "127.0.0.1:7003", "reachable": False, "reason": "gives no answer"}]
+    result = kvnode("promote")
+    assert result.exit_code == 0
+    assert rows_of(result)[2] == ["-", "127.0.0.1:7003", "no:", "gives", "no", "answer", "-", "-", "-"]
+
+
 def test_promote_force_is_sent(kvnode: Kvnode, stub: StubServer) -> None:
     assert kvnode("promote", "--force").exit_code == 0
     assert stub.bodies("/cluster/promote") == [b'{"force":true}']
@@ -72,19 +79,19 @@ def test_promote_json_is_the_nodes_own(kvnode: Kvnode, stub: StubServer) -> None
     }
 
 
-def test_a_refused_promotion_shows_the_members_the_reason_and_force(kvnode: Kvnode, stub: StubServer) -> None:
-    refusal = Answer(409, "promotion_refused", fields={"reason": "n2 is ahead of this node", "members": MEMBERS})
+def test_a_refused_promotion_shows_the_members_and_names_force(kvnode: Kvnode, stub: StubServer) -> None:
+    refusal = Answer(409, "promotion_refused", fields={"reason": "replica_ahead", "members": MEMBERS})
     stub.faults["/cluster/promote"].append(refusal)
     result = kvnode("promote")
     assert result.exit_code == 1
     assert rows_of(result)[1:] == ROWS
     error, hint = result.stderr.splitlines()
-    assert error == "error: told to answer promotion_refused: n2 is ahead of this node (promotion_refused)"
+    assert error == "error: told to answer promotion_refused (promotion_refused)"
     assert hint.startswith("hint: `kvnode promote --force`")
 
 
-def test_a_refused_promotion_says_nothing_twice_and_prefers_the_nodes_hint(kvnode: Kvnode, stub: StubServer) -> None:
-    fields = {"reason": "told to answer", "hint": "stop it first", "members": "?"}
+def test_a_refused_promotion_prefers_the_nodes_hint(kvnode: Kvnode, stub: StubServer) -> None:
+    fields = {"reason": "primary_answers", "hint": "stop it first", "members": "?"}
     stub.faults["/cluster/promote"].append(Answer(409, "promotion_refused", fields=fields))
     result = kvnode("promote")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -92,12 +99,12 @@ def test_a_refused_promotion_says_nothing_twice_and_prefers_the_nodes_hint(kvnod
 
 
 def test_a_refused_promotion_in_json(kvnode: Kvnode, stub: StubServer) -> None:
-    fields = {"reason": "n1 answers", "members": MEMBERS}
+    fields = {"reason": "primary_answers", "members": MEMBERS}
     stub.faults["/cluster/promote"].append(Answer(409, "promotion_refused", fields=fields))
     result = kvnode("promote", "--json")
     assert (result.exit_code, result.stdout) == (1, "")
     error = json.loads(result.stderr)["error"]
-    assert (error["code"], error["reason"], error["members"]) == ("promotion_refused", "n1 answers", MEMBERS)
+    assert (error["code"], error["reason"], error["members"]) == ("promotion_refused", "primary_answers", MEMBERS)
     assert "--force" in error["hint"]
 
 
