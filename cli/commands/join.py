@@ -22,8 +22,8 @@ A replica's directory  goes on where it was, and follows this address from now o
 A former primary's     becomes a replica, if it is of the same cluster. Entries that the primary
                        does not have are kept aside, in diverged/ of the directory.
 
-Refused, with exit code 1: a directory of another cluster, a node that would follow itself, and a name that another
-member of the cluster has.
+Where the primary does not answer, it is asked again and again. Refused, with exit code 1: a directory of another
+cluster, a node that would follow itself, and a name that another member of the cluster has.
 """
 
 

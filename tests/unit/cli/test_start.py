@@ -112,7 +112,8 @@ def test_help_has_every_setting_with_its_variable_and_default(service: Service, 
         assert f"{setting.flag} " in shown
         assert f"{setting.help} [{setting.variable}" in shown
     assert "[KVNODE_CACHE_BYTES; default: 64MiB]" in shown
-    assert "[KVNODE_HTTP; default: 127.0.0.1:5001]" in shown
+    assert "--http HOST:PORT HOST:PORT for REST. [KVNODE_HTTP; default: 127.0.0.1:5001]" in shown
+    assert "default: None" not in shown
     assert "[KVNODE_NAME]" in shown
     assert "--config FILE" in shown
 
