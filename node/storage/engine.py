@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kvnode.node.api import Item, KeyRange, Record
+from kvnode.protocol.snapshot import SnapshotRecord
 from kvnode.protocol.types import Entry, Epoch, Position
 
 
@@ -46,6 +47,30 @@ class Scan(Protocol):
 
     def next_items(self, max_items: int, max_bytes: int) -> list[Item]:
         """The next items in order, at least one unless the range has ended; an empty list is the confirmed end.
+
+        Raises:
+            RecordDamaged: a block fails its checksum, or the end could not be confirmed by stepping back.
+            EngineClosed: the engine was closed in between.
+        """
+
+    def close(self) -> None:
+        """Release the snapshot; idempotent, fine after the engine was closed."""
+
+
+class RecordScan(Protocol):
+    """A walk over the records of one snapshot, in key order, for copying them. One thread at a time calls it.
+
+    Attributes:
+        applied: the position that the snapshot shows.
+    """
+
+    applied: Position
+
+    def next_records(self, max_bytes: int) -> list[SnapshotRecord]:
+        """The next records, at least one; an empty list is the confirmed end.
+
+        Args:
+            max_bytes: of keys and values; the first record counts as fitting in any case.
 
         Raises:
             RecordDamaged: a block fails its checksum, or the end could not be confirmed by stepping back.
@@ -92,6 +117,44 @@ class Engine(Protocol):
 
         Raises:
             RecordDamaged, EngineClosed, EngineFailed.
+        """
+
+    def scan_records(self, after_key: bytes) -> RecordScan:
+        """Begin a walk over a new snapshot from the first key above `after_key` on; empty: from the first one on.
+
+        Raises:
+            RecordDamaged, EngineClosed, EngineFailed.
+        """
+
+    # What follows is for an engine that is filled by a full sync and not in use yet; `write` is not called on it.
+
+    def copy_in(self, records: Sequence[SnapshotRecord]) -> None:
+        """Put records as they are, and remember the last one's key, in one atomic batch; durable on return.
+
+        Args:
+            records: at least one.
+
+        Raises:
+            EngineFailed: unusable from now on but for reading and closing; the batch may be there when it is reopened.
+            EngineClosed.
+        """
+
+    def copied_key(self) -> bytes:
+        """The key up to which records were copied in; empty before the first and after `settle`.
+
+        Raises:
+            EngineClosed, EngineFailed.
+        """
+
+    def settle(self, position: Position, time_ms: int) -> None:
+        """End the copying: from now on `applied` is this position, and no last key is known; durable on return.
+
+        Args:
+            time_ms: of that entry, 0 if it is not known.
+
+        Raises:
+            EngineFailed: unusable from now on but for reading and closing; it may be settled when it is reopened.
+            EngineClosed.
         """
 
     def flush(self) -> Position:

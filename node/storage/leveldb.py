@@ -17,20 +17,23 @@ What is relied on, and shown by tests on damaged files:
   contents are in synced tables that a synced manifest names. It proves nothing when somebody else removed files: a
   flush that finds no log at all, or no manifest behind it, has failed.
 - A database, iterator or snapshot must not be closed while a thread is inside: everything goes through one gate.
+
+It is long because nobody else is to know plyvel: first the factory, then the engine, then its walks over snapshots.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import plyvel
 
@@ -43,18 +46,21 @@ from kvnode.node.storage.engine import Applied, Engine
 from kvnode.node.storage.gate import Gate
 from kvnode.node.storage.records import (
     APPLIED_KEY,
+    CURSOR_KEY,
     DATA_PREFIX,
     FORMAT_KEY,
     FORMAT_VERSION,
     HEADER_BYTES,
     decode_applied,
     decode_format,
+    decode_header,
     decode_record,
     encode_applied,
     encode_format,
     encode_header,
     stored_bounds,
 )
+from kvnode.protocol.snapshot import SnapshotRecord
 from kvnode.protocol.types import Entry, Epoch, Position, Put
 
 #: How LevelDB words the errors that mean a full disk.
@@ -69,8 +75,14 @@ _FLUSH_POLL_S = 0.005
 _KEY = slice(len(DATA_PREFIX), None)
 _VALUE = slice(HEADER_BYTES, None)
 
+#: What a stored key and a stored record have besides the key and the value.
+_OVERHEAD_BYTES = len(DATA_PREFIX) + HEADER_BYTES
+
 #: A range of stored keys that holds none: compacting it moves the memtable to a table and does nothing else.
 _NOTHING = b"\x00"
+
+
+WalkT = TypeVar("WalkT", bound="_Walk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +181,9 @@ class LevelDbEngine:
         #: What was applied when the last flush began that succeeded, by identity.
         self._flushed: Applied | None = None
         #: Those not closed yet. They are held here lest the interpreter frees one outside of the gate.
-        self._scans: set[LevelDbScan] = set()
+        self._scans: set[_Walk] = set()
+        #: LevelDB's logs of which the names are known to be durable.
+        self._named_logs: set[str] = set()
         #: Records share their epochs: a reign has millions of them.
         self._to_epoch = lru_cache(maxsize=64)(Epoch)
 
@@ -221,15 +235,37 @@ class LevelDbEngine:
                 snapshot.close()
 
     def scan(self, wanted: KeyRange) -> LevelDbScan:
+        return self._begin(lambda snapshot, applied: LevelDbScan(self, snapshot, applied, wanted))
+
+    def scan_records(self, after_key: bytes) -> LevelDbRecordScan:
+        return self._begin(lambda snapshot, applied: LevelDbRecordScan(self, snapshot, applied, after_key))
+
+    def copy_in(self, records: Sequence[SnapshotRecord]) -> None:
         with self._gate:
-            snapshot = self._db.snapshot()
+            self._check_writable()
+            batch = self._db.write_batch(sync=True)
+            put = batch.put
+            for key, seq, epoch, expires_ms, value in records:
+                put(DATA_PREFIX + key, encode_header(seq, epoch, expires_ms) + value)
+            put(CURSOR_KEY, records[-1].key)
+            self._write_synced(batch, "copying records in failed")
+
+    def copied_key(self) -> bytes:
+        with self._gate:
             try:
-                scan = LevelDbScan(self, snapshot, self._position(snapshot), wanted)
-            except BaseException:
-                snapshot.close()
-                raise
-            self._scans.add(scan)
-            return scan
+                return _find(self._db, CURSOR_KEY) or b""
+            except plyvel.Error as error:
+                raise _failed(f"{self._path}: reading what was copied failed", error) from error
+
+    def settle(self, position: Position, time_ms: int) -> None:
+        with self._gate:
+            self._check_writable()
+            applied = Applied(position, synced=True, time_ms=time_ms)
+            batch = self._db.write_batch(sync=True)
+            batch.put(APPLIED_KEY, encode_applied(applied))
+            batch.delete(CURSOR_KEY)
+            self._write_synced(batch, "settling failed")
+            self._applied = applied
 
     def flush(self) -> Position:
         with self._gate:
@@ -275,12 +311,41 @@ class LevelDbEngine:
         """What every use of the database goes through."""
         return self._gate
 
-    def forget_scan(self, scan: LevelDbScan) -> None:
+    def forget_scan(self, scan: _Walk) -> None:
         """Release an open scan. Called through the gate."""
         self._scans.discard(scan)
         scan.release()
 
+    def to_epoch(self, number: int) -> Epoch:
+        """The epoch of its number."""
+        return self._to_epoch(number)
+
     # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, make: Callable[[Any, Position], WalkT]) -> WalkT:
+        """The scan that `make` makes of a new snapshot and its position."""
+        with self._gate:
+            snapshot = self._db.snapshot()
+            try:
+                scan = make(snapshot, self._position(snapshot))
+            except BaseException:
+                snapshot.close()
+                raise
+            self._scans.add(scan)
+            return scan
+
+    def _write_synced(self, batch: Any, failing: str) -> None:
+        """Write a synced batch, so that it survives anything. Called through the gate."""
+        self._flushed = None
+        try:
+            batch.write()
+            # LevelDB syncs a log, but not the name of a new one.
+            logs = log_names(self._path)
+            if not logs <= self._named_logs:
+                RealFs().sync_directory(self._path)
+                self._named_logs = logs
+        except (plyvel.Error, OSError) as error:
+            raise self._fail(failing, error) from error
 
     def _position(self, snapshot: Any) -> Position:
         try:
@@ -327,50 +392,40 @@ class LevelDbEngine:
         return RecordDamaged(f"{self._path}: {key!r} cannot be read: {error}")
 
 
-class LevelDbScan:
-    """`Scan` over one snapshot of a `LevelDbEngine`."""
+class _Walk:
+    """A walk over a half-open range of stored keys in one snapshot of a `LevelDbEngine`, which confirms its end."""
 
-    def __init__(self, engine: LevelDbEngine, snapshot: Any, applied: Position, wanted: KeyRange) -> None:
+    def __init__(
+        self, engine: LevelDbEngine, snapshot: Any, applied: Position, start: bytes, stop: bytes, *, reverse: bool
+    ) -> None:
         """Begin a walk; owns `snapshot` once this has returned.
+
+        Args:
+            start: the lowest stored key that may come; the range is empty if it is not below `stop`.
+            stop: above all that may come; a stored key lies there or behind it.
 
         Raises:
             RecordDamaged: a table cannot be opened.
         """
         self.applied = applied
-        self.next_key: bytes | None = None
         self._engine = engine
         self._snapshot = snapshot
-        self._reverse = wanted.reverse
-        self._left = wanted.limit
-        self._start, self._stop = stored_bounds(wanted)
+        self._reverse = reverse
+        self._start, self._stop = start, stop
         #: The stored key of the last item handed out.
         self._last: bytes | None = None
         self._damage: RecordDamaged | None = None
-        self._ended = self._start >= self._stop
+        self._ended = start >= stop
         try:
             self._iterator = snapshot.iterator(
-                reverse=wanted.reverse,
-                start=None if wanted.reverse else self._start,
-                stop=self._stop,
+                reverse=reverse,
+                start=None if reverse else start,
+                stop=stop,
                 verify_checksums=True,
                 fill_cache=False,
             )
         except plyvel.Error as error:
             raise self._damaged(error) from error
-
-    def next_items(self, max_items: int, max_bytes: int) -> list[Item]:
-        with self._engine.gate:
-            if self._damage is not None:
-                raise self._damage
-            if self._snapshot is None:
-                raise EngineClosed("the scan is closed")
-            if self._ended:
-                return []
-            try:
-                return self._take(max_items, max_bytes)
-            except plyvel.Error as error:
-                self._damage = self._damaged(error)
-                raise self._damage from error
 
     def close(self) -> None:
         try:
@@ -386,6 +441,61 @@ class LevelDbScan:
             self._iterator.close()
             self._snapshot.close()
             self._iterator = self._snapshot = None
+
+    def _check(self) -> None:
+        """Raise what ended this scan before its end, if something did. Called through the gate."""
+        if self._damage is not None:
+            raise self._damage
+        if self._snapshot is None:
+            raise EngineClosed("the scan is closed")
+
+    def _confirm_end(self) -> None:
+        """Step back from behind the end: what comes first is the last item handed out, or outside of the range.
+
+        Raises:
+            plyvel.Error: a block on the way is damaged, or items are missing.
+        """
+        raw = self._snapshot.raw_iterator(verify_checksums=True, fill_cache=False)
+        try:
+            raw.seek(self._start if self._reverse else self._stop)
+            if not raw.valid():
+                raise plyvel.CorruptionError("the meta keys are missing behind the data")
+            if not self._reverse:
+                raw.prev()
+            neighbour = raw.key() if raw.valid() else b""
+        finally:
+            raw.close()
+        last = neighbour if self._start <= neighbour < self._stop else None
+        if last != self._last:
+            raise plyvel.CorruptionError(f"the walk ended at {self._last!r}, but the last key is {last!r}")
+
+    def _damaged(self, error: Exception) -> RecordDamaged:
+        return RecordDamaged(f"a range read met damage: {error}")
+
+
+class LevelDbScan(_Walk):
+    """`Scan` over one snapshot of a `LevelDbEngine`."""
+
+    def __init__(self, engine: LevelDbEngine, snapshot: Any, applied: Position, wanted: KeyRange) -> None:
+        """Begin a walk; owns `snapshot` once this has returned.
+
+        Raises:
+            RecordDamaged: a table cannot be opened.
+        """
+        super().__init__(engine, snapshot, applied, *stored_bounds(wanted), reverse=wanted.reverse)
+        self.next_key: bytes | None = None
+        self._left = wanted.limit
+
+    def next_items(self, max_items: int, max_bytes: int) -> list[Item]:
+        with self._engine.gate:
+            self._check()
+            if self._ended:
+                return []
+            try:
+                return self._take(max_items, max_bytes)
+            except plyvel.Error as error:
+                self._damage = self._damaged(error)
+                raise self._damage from error
 
     def _take(self, max_items: int, max_bytes: int) -> list[Item]:
         count = max_items if self._left is None else min(max_items, self._left)
@@ -425,28 +535,57 @@ class LevelDbScan:
         self._ended = True
         return True
 
-    def _confirm_end(self) -> None:
-        """Step back from behind the end: what comes first is the last item handed out, or outside of the range.
+
+class LevelDbRecordScan(_Walk):
+    """`RecordScan` over one snapshot of a `LevelDbEngine`."""
+
+    def __init__(self, engine: LevelDbEngine, snapshot: Any, applied: Position, after_key: bytes) -> None:
+        """Begin a walk; owns `snapshot` once this has returned.
 
         Raises:
-            plyvel.Error: a block on the way is damaged, or items are missing.
+            RecordDamaged: a table cannot be opened.
         """
-        raw = self._snapshot.raw_iterator(verify_checksums=True, fill_cache=False)
-        try:
-            raw.seek(self._start if self._reverse else self._stop)
-            if not raw.valid():
-                raise plyvel.CorruptionError("the meta keys are missing behind the data")
-            if not self._reverse:
-                raw.prev()
-            neighbour = raw.key() if raw.valid() else b""
-        finally:
-            raw.close()
-        last = neighbour if self._start <= neighbour < self._stop else None
-        if last != self._last:
-            raise plyvel.CorruptionError(f"the walk ended at {self._last!r}, but the last key is {last!r}")
+        start, stop = stored_bounds(KeyRange())
+        if after_key:
+            # The smallest byte string above a key is that key and a zero byte.
+            start = DATA_PREFIX + after_key + b"\x00"
+        super().__init__(engine, snapshot, applied, start, stop, reverse=False)
+        #: Read, but not handed out yet, as it did not fit.
+        self._kept: SnapshotRecord | None = None
 
-    def _damaged(self, error: Exception) -> RecordDamaged:
-        return RecordDamaged(f"a range read met damage: {error}")
+    def next_records(self, max_bytes: int) -> list[SnapshotRecord]:
+        with self._engine.gate:
+            self._check()
+            if self._ended:
+                return []
+            try:
+                return self._take(max_bytes)
+            except (plyvel.Error, struct.error) as error:
+                self._damage = self._damaged(error)
+                raise self._damage from error
+
+    def _take(self, max_bytes: int) -> list[SnapshotRecord]:
+        records: list[SnapshotRecord] = []
+        append, to_epoch = records.append, self._engine.to_epoch
+        size = 0
+        if self._kept is not None:
+            append(self._kept)
+            size = len(self._kept.key) + len(self._kept.value)
+            self._kept = None
+        for key, stored in self._iterator:
+            seq, epoch, expires_ms = decode_header(stored)
+            record = SnapshotRecord(key[_KEY], seq, to_epoch(epoch), expires_ms, stored[_VALUE])
+            size += len(key) + len(stored) - _OVERHEAD_BYTES
+            if size > max_bytes and records:
+                self._kept = record
+                break
+            append(record)
+        if records:
+            self._last = DATA_PREFIX + records[-1].key
+        if self._kept is None:
+            self._confirm_end()
+            self._ended = True
+        return records
 
 
 def _find(source: Any, stored_key: bytes) -> bytes | None:

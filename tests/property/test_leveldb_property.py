@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 
 from kvnode.node.api import KeyRange
 from kvnode.protocol.types import Op, Put, delete, put
-from support.engines import PLAIN, SMALL, entry, expect_range, fast_directory, opened, read_range, read_values
+from support.engines import (
+    PLAIN,
+    SMALL,
+    entry,
+    expect_range,
+    fast_directory,
+    opened,
+    read_range,
+    read_values,
+    read_values_after,
+)
 
 #: Short keys over few bytes, so that prefixes, bounds and neighbours meet; the extremes among them.
 _KEYS = st.lists(st.sampled_from([0x00, 0x61, 0x62, 0xFE, 0xFF]), min_size=1, max_size=4).map(bytes)
@@ -31,11 +41,17 @@ _STEPS = st.lists(st.lists(_OPS, min_size=1, max_size=12) | st.sampled_from(["fl
     steps=_STEPS,
     wanted=st.lists(_RANGES, min_size=1, max_size=8),
     max_items=st.integers(1, 30),
+    max_bytes=st.integers(1, 3000),
     keys=st.lists(_KEYS, max_size=5),
     compressed=st.booleans(),
 )
 def test_engine_agrees_with_a_sorted_dict(
-    steps: list[list[Op] | str], wanted: list[KeyRange], max_items: int, keys: list[bytes], compressed: bool
+    steps: list[list[Op] | str],
+    wanted: list[KeyRange],
+    max_items: int,
+    max_bytes: int,
+    keys: list[bytes],
+    compressed: bool,
 ) -> None:
     factory = SMALL if compressed else PLAIN
     records: dict[bytes, bytes] = {}
@@ -63,6 +79,9 @@ def test_engine_agrees_with_a_sorted_dict(
                             records.pop(op.key, None)
                 for each in [KeyRange(), KeyRange(reverse=True), *wanted]:
                     assert read_range(engine, each, max_items) == expect_range(records, each)
+                for after_key in [b"", *keys]:
+                    expected, _ = expect_range(records, KeyRange(first=after_key + b"\0"))
+                    assert read_values_after(engine, after_key, max_bytes) == expected
                 asked = [*keys, *records]
                 assert read_values(engine, asked) == [records.get(key) for key in asked]
                 assert [engine.contains(key) for key in asked] == [key in records for key in asked]

@@ -11,6 +11,7 @@ from pathlib import Path
 from kvnode.node.api import Item, KeyRange
 from kvnode.node.storage.engine import Engine
 from kvnode.node.storage.leveldb import LevelDbEngine, LevelDbFactory
+from kvnode.protocol.snapshot import SnapshotRecord
 from kvnode.protocol.types import Entry, Epoch, Op, put
 
 EPOCH = Epoch.of(3, 0x9F2C1A7B)
@@ -63,6 +64,23 @@ def read_range(engine: Engine, wanted: KeyRange, max_items: int = 1000) -> tuple
         return items, scan.next_key
     finally:
         scan.close()
+
+
+def read_records(engine: Engine, after_key: bytes = b"", max_bytes: int = 1 << 20) -> list[list[SnapshotRecord]]:
+    """What each step of a walk over the records hands out, up to its end."""
+    scan = engine.scan_records(after_key)
+    try:
+        groups = []
+        while some := scan.next_records(max_bytes):
+            groups.append(some)
+        return groups
+    finally:
+        scan.close()
+
+
+def read_values_after(engine: Engine, after_key: bytes = b"", max_bytes: int = 1 << 20) -> list[Item]:
+    """Keys and values of `read_records`."""
+    return [(record.key, record.value) for group in read_records(engine, after_key, max_bytes) for record in group]
 
 
 def expect_range(records: Mapping[bytes, bytes], wanted: KeyRange) -> tuple[list[Item], bytes | None]:

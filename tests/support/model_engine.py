@@ -3,7 +3,8 @@
 Writes go to the current memtable and to its log, which nobody syncs. When the memtable is full a new one with
 a new log takes its place, and the old one is written to a table some time later; only then is it durable. So
 after a power loss the old log may have lost more than the new one has: what survives need be no prefix of
-what was written. A process kill loses nothing, and what `flush` covered is never lost.
+what was written. A process kill loses nothing, and what `flush` covered is never lost. `copy_in` and `settle` sync the
+log that they write to.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import NamedTuple
 from kvnode.node.api import Item, KeyRange, Record
 from kvnode.node.errors import EngineClosed, EngineFailed, RecordDamaged
 from kvnode.node.storage.engine import Applied
+from kvnode.protocol.snapshot import SnapshotRecord
 from kvnode.protocol.types import Entry, Epoch, Position, Put
 from support.crash_plan import CrashPlan, Interruption, Survival, SurvivalMode
 from support.memory_disk import MemoryDisk
@@ -32,33 +34,51 @@ _EMPTY = Applied(Position(Epoch(0), 0), synced=False)
 
 
 class Batch(NamedTuple):
-    """One write: its entries and what it sets `applied` to."""
+    """One write.
 
-    entries: tuple[Entry, ...]
-    applied: Applied
+    Attributes:
+        changes: the keys' new records, in order; None deletes.
+        applied: what it sets `applied` to; None leaves that alone.
+        copied_key: likewise.
+        synced: whether its log was synced behind it.
+    """
+
+    changes: tuple[tuple[bytes, Record | None], ...]
+    applied: Applied | None = None
+    copied_key: bytes | None = None
+    synced: bool = False
 
 
 @dataclass(slots=True)
-class Tables:
-    """What is durable.
+class State:
+    """What a database holds.
 
     Attributes:
         records: by key.
-        applied: as of the last batch in the tables.
+        applied: as of the last batch.
+        copied_key: likewise.
     """
 
     records: dict[bytes, Record] = field(default_factory=dict)
     applied: Applied = _EMPTY
+    copied_key: bytes = b""
 
     def apply(self, batches: Sequence[Batch]) -> None:
-        """Make batches durable."""
+        """Apply batches in order."""
         for batch in batches:
-            apply_entries(self.records, batch.entries)
-            self.applied = batch.applied
+            for key, record in batch.changes:
+                if record is None:
+                    self.records.pop(key, None)
+                else:
+                    self.records[key] = record
+            if batch.applied is not None:
+                self.applied = batch.applied
+            if batch.copied_key is not None:
+                self.copied_key = batch.copied_key
 
-    def copy(self) -> Tables:
+    def copy(self) -> State:
         """A copy that lives on its own."""
-        return Tables(dict(self.records), self.applied)
+        return State(dict(self.records), self.applied, self.copied_key)
 
 
 @dataclass(slots=True)
@@ -67,8 +87,8 @@ class Database:
 
     Attributes:
         tables: durable.
-        logs: the unsynced logs of the memtables that are in no table, oldest first; the last one is written
-            to.
+        logs: those of the memtables that are in no table, oldest first; the last one is written to. What comes
+            after the last synced batch of each may be lost.
         damaged: whether opening with paranoid checks will find damage.
         earlier: the tables as they were before each flush, oldest first.
         is_open: whether an engine has it open; LevelDB lets nobody open it again then.
@@ -76,10 +96,10 @@ class Database:
         broken: whether it cannot be opened at all.
     """
 
-    tables: Tables = field(default_factory=Tables)
+    tables: State = field(default_factory=State)
     logs: list[list[Batch]] = field(default_factory=lambda: [[]])
     damaged: bool = False
-    earlier: list[Tables] = field(default_factory=list)
+    earlier: list[State] = field(default_factory=list)
     is_open: bool = False
     is_new: bool = True
     broken: bool = False
@@ -97,11 +117,15 @@ class Database:
         survivor.is_new, survivor.broken = self.is_new, self.broken
         if survival.mode is SurvivalMode.KEPT:
             survivor.logs = [list(log) for log in self.logs]
-        elif survival.mode is SurvivalMode.TORN:
-            survivor.logs = [survivor._tear_log(log, rng) for log in self.logs]
+        else:
+            survivor.logs = []
+            for log in self.logs:
+                synced = next((i for i in range(len(log), 0, -1) if log[i - 1].synced), 0)
+                kept = survivor._tear(log[synced:], rng) if survival.mode is SurvivalMode.TORN else []
+                survivor.logs.append([*log[:synced], *kept])
         return survivor
 
-    def _tear_log(self, log: list[Batch], rng: Random) -> list[Batch]:
+    def _tear(self, log: list[Batch], rng: Random) -> list[Batch]:
         """Nothing, all, a prefix, or a log with holes, which LevelDB skips unless it is paranoid."""
         fate = rng.randrange(4)
         if fate == 3 and len(log) > 1:
@@ -110,26 +134,25 @@ class Database:
         return log[: (0, len(log), rng.randint(0, len(log)), 0)[fate]]
 
 
-def apply_entries(records: dict[bytes, Record], entries: Sequence[Entry]) -> None:
-    """Apply entries in order to records by key."""
-    for entry in entries:
-        for op in entry.ops:
-            if isinstance(op, Put):
-                records[op.key] = Record(entry.position, op.expires_ms, op.value)
-            else:
-                records.pop(op.key, None)
+def changes_of(entries: Sequence[Entry]) -> tuple[tuple[bytes, Record | None], ...]:
+    """What entries change, in order."""
+    return tuple(
+        (op.key, Record(entry.position, op.expires_ms, op.value) if isinstance(op, Put) else None)
+        for entry in entries
+        for op in entry.ops
+    )
 
 
 class ModelEngineDisk:
     """All databases on one `MemoryDisk`, and the `EngineFactory` that opens them.
 
-    Which database a directory holds is written in a file in it, which follows the directory when it is
-    renamed and vanishes with it when its name was not durable. Calls are numbered by the disk's plan:
-    ``engine_open_paranoid``, ``engine_open``, ``engine_write``, ``engine_flush``, ``engine_close``. A failure
-    of one is reported as EngineFailed, `disk_full` if its error is ENOSPC. The `partial` of a crash or
-    failure means, for a write: 0 not written, 1 written, between (failure only): visible until the engine is
-    closed, then lost, as LevelDB does; for a flush from 0.5 on: the memtables before the current one became
-    durable; for the open that makes a database: it is there and unusable.
+    Which database a directory holds is written in a file in it, which follows the directory when it is renamed and
+    vanishes with it when its name was not durable. Calls are numbered by the disk's plan: ``engine_open_paranoid``,
+    ``engine_open``, ``engine_write``, ``engine_copy_in``, ``engine_settle``, ``engine_flush``, ``engine_close``. A
+    failure of one is reported as EngineFailed, `disk_full` if its error is ENOSPC. The `partial` of a crash or failure
+    means, for a write: 0 not written, 1 written (and not synced, though it was to be), between (failure only): visible
+    until the engine is closed, then lost, as LevelDB does; for a flush from 0.5 on: the memtables before the current
+    one became durable; for the open that makes a database: it is there and unusable.
 
     Attributes:
         disk: where the directories are.
@@ -228,37 +251,47 @@ class ModelEngine:
         self._plan = disk.plan
         self._database = database
         self._path = path
-        self._records = dict(database.tables.records)
-        self._applied = database.tables.applied
+        self._state = database.tables.copy()
         self._memtable_room = disk.rng.randint(1, disk.memtable_batches)
         self._failed = False
         self._closed = False
 
     @property
     def applied(self) -> Applied:
-        return self._applied
+        return self._state.applied
 
     def write(self, entries: Sequence[Entry], *, synced: bool) -> None:
         with self._plan.lock:
             self._check_writable()
+            applied = Applied(entries[-1].position, synced, entries[-1].time_ms)
             seqs = f"seq {entries[0].seq}..{entries[-1].seq}"
-            interruption = self._plan.begin("engine_write", self._path, seqs)
-            batch = Batch(tuple(entries), Applied(entries[-1].position, synced, entries[-1].time_ms))
-            if interruption is None:
-                self._log(batch)
-                self._show(batch)
-                return
-            if interruption.partial >= 1:
-                self._log(batch)
-            if interruption.partial > 0:
-                self._show(batch)
-            raise self._fail(interruption)
+            self._write("engine_write", seqs, Batch(changes_of(entries), applied))
+
+    def copy_in(self, records: Sequence[SnapshotRecord]) -> None:
+        with self._plan.lock:
+            self._check_writable()
+            changes = tuple(
+                (key, Record(Position(epoch, seq), expires_ms, value)) for key, seq, epoch, expires_ms, value in records
+            )
+            keys = f"{records[0].key!r}..{records[-1].key!r}"
+            self._write("engine_copy_in", keys, Batch(changes, copied_key=records[-1].key, synced=True))
+
+    def copied_key(self) -> bytes:
+        with self._plan.lock:
+            self._check_open()
+            return self._state.copied_key
+
+    def settle(self, position: Position, time_ms: int) -> None:
+        with self._plan.lock:
+            self._check_writable()
+            applied = Applied(position, synced=True, time_ms=time_ms)
+            self._write("engine_settle", str(position), Batch((), applied, b"", synced=True))
 
     def contains(self, key: bytes) -> bool:
         with self._plan.lock:
             self._check_open()
             self._check_damage(key)
-            return key in self._records
+            return key in self._state.records
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[Record | Exception | None], Position]:
         with self._plan.lock:
@@ -270,21 +303,27 @@ class ModelEngine:
                 except RecordDamaged as error:
                     found.append(error)
                 else:
-                    found.append(self._records.get(key))
-            return found, self._applied.position
+                    found.append(self._state.records.get(key))
+            return found, self._state.applied.position
 
     def scan(self, wanted: KeyRange) -> ModelScan:
         with self._plan.lock:
             self._check_open()
-            keys = [key for key in sorted(self._records) if key.startswith(wanted.prefix)]
+            records = self._state.records
+            keys = [key for key in sorted(records) if key.startswith(wanted.prefix)]
             first = 0 if wanted.first is None else bisect_left(keys, wanted.first)
             last = len(keys) if wanted.last is None else bisect_right(keys, wanted.last)
             keys = keys[first:last]
             if wanted.reverse:
                 keys.reverse()
             limit = len(keys) if wanted.limit is None else wanted.limit
-            items = [(key, self._records[key].value) for key in keys[:limit]]
+            items = [(key, records[key].value) for key in keys[:limit]]
             return ModelScan(self, items, keys[limit] if limit < len(keys) else None)
+
+    def scan_records(self, after_key: bytes) -> ModelRecordScan:
+        with self._plan.lock:
+            self._check_open()
+            return ModelRecordScan(self, sorted((k, r) for k, r in self._state.records.items() if k > after_key))
 
     def flush(self) -> Position:
         with self._plan.lock:
@@ -297,7 +336,7 @@ class ModelEngine:
             self._flush_all_but_current()
             self._database.flush_log()
             self._database.logs.append([])
-            return self._applied.position
+            return self._state.applied.position
 
     def level0_files(self) -> int:
         return 0 if self._closed else self.level0
@@ -320,16 +359,24 @@ class ModelEngine:
         """Whether `close` succeeded."""
         return self._closed
 
-    def check_scan(self, items: Sequence[Item]) -> None:
-        """Raise what a scan that comes to these items would."""
+    def check_scan(self, keys: Iterable[bytes]) -> None:
+        """Raise what a scan that comes to these keys would."""
         with self._plan.lock:
             self._check_open()
-            for key, _ in items:
+            for key in keys:
                 self._check_damage(key)
 
-    def _show(self, batch: Batch) -> None:
-        apply_entries(self._records, batch.entries)
-        self._applied = batch.applied
+    def _write(self, operation: str, detail: str, batch: Batch) -> None:
+        interruption = self._plan.begin(operation, self._path, detail)
+        if interruption is None:
+            self._log(batch)
+            self._state.apply([batch])
+            return
+        if interruption.partial >= 1:
+            self._log(batch._replace(synced=False))
+        if interruption.partial > 0:
+            self._state.apply([batch])
+        raise self._fail(interruption)
 
     def _log(self, batch: Batch) -> None:
         database, rng = self._database, self._disk.rng
@@ -382,7 +429,7 @@ class ModelScan:
             size += sum(map(len, self._items[stop]))
             stop += 1
         items = self._items[self._at : stop]
-        self._engine.check_scan(items)
+        self._engine.check_scan(key for key, _ in items)
         if not items:
             self.next_key = self._left_out
         self._at = stop
@@ -391,6 +438,32 @@ class ModelScan:
     def close(self) -> None:
         self._items = []
         self._at = 0
+
+
+class ModelRecordScan:
+    """`RecordScan` over a copy of the records."""
+
+    def __init__(self, engine: ModelEngine, records: list[tuple[bytes, Record]]) -> None:
+        self.applied = engine.applied.position
+        self._engine = engine
+        self._left = [
+            SnapshotRecord(key, record.position.seq, record.position.epoch, record.expires_ms, record.value)
+            for key, record in records
+        ]
+
+    def next_records(self, max_bytes: int) -> list[SnapshotRecord]:
+        stop = size = 0
+        for record in self._left:
+            size += len(record.key) + len(record.value)
+            if size > max_bytes and stop:
+                break
+            stop += 1
+        records, self._left = self._left[:stop], self._left[stop:]
+        self._engine.check_scan(record.key for record in records)
+        return records
+
+    def close(self) -> None:
+        self._left = []
 
 
 def _exception(interruption: Interruption) -> BaseException:

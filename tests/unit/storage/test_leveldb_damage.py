@@ -26,6 +26,7 @@ from support.engines import (
     opened,
     read_range,
     read_values,
+    read_values_after,
     tables,
 )
 
@@ -60,6 +61,14 @@ class Answers:
                 self.refused += 1
                 continue
             self._count(found == expect_range(self.records, wanted), f"{where}: {wanted}")
+        for after_key in AFTER:
+            try:
+                found_items = read_values_after(engine, after_key, 1 << 20 if self.turns % 2 else 100)
+            except (RecordDamaged, EngineFailed):
+                self.refused += 1
+                continue
+            expected, _ = expect_range(self.records, KeyRange(first=after_key + b"\0"))
+            self._count(found_items == expected, f"{where}: records after {after_key!r}")
         try:
             values = read_values(engine, KEYS)
         except EngineFailed:
@@ -111,6 +120,9 @@ RANGES = [
         KeyRange(first=b"z"),
     )
 ]
+
+#: Where walks over records begin: at all of them, in between, before the last one, behind it.
+AFTER = [b"", _key(40), _key(41), _key(77), _key(78), b"z"]
 
 #: First, last, in between, and missing ones before, between and behind them.
 KEYS = [_key(0), _key(78), _key(34), _key(52), b"a", _key(41), b"z"]

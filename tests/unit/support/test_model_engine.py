@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from kvnode.node.api import KeyRange, Record
 from kvnode.node.errors import EngineClosed, EngineFailed, RecordDamaged
-from kvnode.node.storage.engine import Applied, Engine, EngineFactory, Scan
+from kvnode.node.storage.engine import Applied, Engine, EngineFactory, RecordScan, Scan
+from kvnode.protocol.snapshot import SnapshotRecord
 from kvnode.protocol.types import Entry, Epoch, Position, Seq, delete, put
 from support.crash_plan import DROPPED, KEPT, CrashPlan, SimulatedCrash, Survival, torn
 from support.memory_disk import MemoryDisk
@@ -405,3 +406,80 @@ def test_losing_and_rolling_back() -> None:
     engine.close(1)
     engines.lose_everything(DB)
     assert engines(DB, paranoid=True).applied.position.seq == 0
+
+
+# ---- the ends of a full sync ---------------------------------------------------------------------------------------
+
+
+def copied(*numbers: int) -> list[SnapshotRecord]:
+    return [SnapshotRecord(b"kept%04d" % number, number, EPOCH, 0, b"1") for number in numbers]
+
+
+def test_records_are_walked_over_from_a_key_on() -> None:
+    engine = new_engines()(DB, paranoid=True)
+    engine.copy_in(copied(1, 2, 3))
+    scan: RecordScan = engine.scan_records(b"")
+    assert scan.next_records(1) == copied(1)
+    engine.copy_in(copied(4))
+    assert scan.next_records(18) == copied(2, 3)
+    assert scan.next_records(18) == []
+    assert engine.scan_records(b"kept0002").next_records(1000) == copied(3, 4)
+    assert engine.scan_records(b"kept0004").next_records(1000) == []
+    engine.damaged_keys.add(b"kept0002")
+    with pytest.raises(RecordDamaged):
+        engine.scan_records(b"").next_records(1000)
+
+
+@pytest.mark.parametrize("survival", [KEPT, DROPPED, *map(torn, range(20))])
+def test_what_was_copied_in_survives_with_its_key(survival: Survival) -> None:
+    engines = new_engines()
+    engine = engines(DB, paranoid=True)
+    for number in range(1, 10):
+        engine.copy_in(copied(number))
+        found = reopen(engines, survival, paranoid=True)
+        assert seqs_in(found) == set(range(1, number + 1))
+        assert found.copied_key() == b"kept%04d" % number
+        assert found.applied.position == Position(Epoch(0), 0)
+    engine.settle(Position(EPOCH, 4), 7)
+    found = reopen(engines, survival, paranoid=True)
+    assert found.applied == engine.applied == Applied(Position(EPOCH, 4), synced=True, time_ms=7)
+    assert found.copied_key() == engine.copied_key() == b""
+
+
+def test_a_synced_write_makes_what_is_in_the_same_log_durable() -> None:
+    engines = new_engines()
+    engines.memtable_batches = 1 << 30
+    engine = engines(DB, paranoid=True)
+    write_all(engine, 1, 1)
+    engine.copy_in(copied(2))
+    write_all(engine, 3, 3)
+    assert len(engines.database(DB).logs) == 1
+    assert seqs_in(reopen(engines, DROPPED)) == {1, 2}
+
+
+@pytest.mark.parametrize(("partial", "found"), [(0.0, {frozenset([1])}), (1.0, {frozenset([1]), frozenset([1, 2])})])
+def test_a_crash_inside_a_synced_write_may_leave_it_unsynced(partial: float, found: set[frozenset[Seq]]) -> None:
+    engines = new_engines(CrashPlan())
+    engine = engines(DB, paranoid=True)
+    engine.copy_in(copied(1))
+    engines.plan.crash_at, engines.plan.crash_partial = len(engines.plan.calls) + 1, partial
+    with pytest.raises(SimulatedCrash):
+        engine.copy_in(copied(2))
+    survivors = [reopen(engines, survival) for survival in (KEPT, DROPPED, *map(torn, range(20)))]
+    assert {frozenset(seqs_in(each)) for each in survivors} == found
+    assert {each.copied_key() for each in survivors} == {b"kept%04d" % max(seqs) for seqs in found}
+
+
+def test_a_failed_copy_ends_copying_and_is_gone_after_reopening() -> None:
+    engines = new_engines()
+    engine = engines(DB, paranoid=True)
+    engine.copy_in(copied(1))
+    engines.plan.fail(("engine_copy_in", "*"), errno.ENOSPC, partial=0.5)
+    with pytest.raises(EngineFailed) as caught:
+        engine.copy_in(copied(2))
+    assert caught.value.disk_full
+    assert engine.copied_key() == b"kept0002"
+    with pytest.raises(EngineFailed):
+        engine.settle(Position(EPOCH, 4), 0)
+    assert engine.close(1)
+    assert engines(DB, paranoid=True).copied_key() == b"kept0001"
