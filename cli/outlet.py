@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kvnode.cli.errors import CommandFailed
+
 
 @contextmanager
 def ended_with_reader() -> Iterator[None]:
@@ -19,7 +21,12 @@ def ended_with_reader() -> Iterator[None]:
 
     Writing to it fails by itself. But a command that follows something quiet, with `head` behind it, would otherwise
     stay until something happens. It works where the block awaits something.
+
+    Raises:
+        CommandFailed: there is no stdout.
     """
+    if sys.stdout is None:
+        raise CommandFailed("stdout is closed")
     fd = _pipe_fd()
     if fd is None:
         yield

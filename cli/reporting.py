@@ -63,6 +63,11 @@ def _report(
         members = {"code": code, "message": message, **({"hint": hint} if hint else {}), **(fields or {})}
         click.echo(json.dumps({kind: members}, ensure_ascii=False), err=True)
         return
-    click.echo(f"{kind}: {message} ({code})", err=True)
+    click.echo(f"{kind}: {_on_one_line(message)} ({code})", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {_on_one_line(hint)}", err=True)
+
+
+def _on_one_line(text: str) -> str:
+    """The text with escapes for what could break the line or command the terminal: a node may have sent it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
