@@ -6,7 +6,9 @@ that fills up, fails, or forgets what was not synced.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +52,12 @@ class Fs(Protocol):
 
     def unlink(self, path: Path) -> None:
         """Remove a file. Durable after `sync_directory`."""
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory with all that is in it, in any order; one that is not there is fine.
+
+        On OSError a part may be left. Durable after `sync_directory` of its parent.
+        """
 
     def make_directory(self, path: Path) -> None:
         """Make a directory; one that exists is fine. Durable after `sync_directory` of its parent."""
@@ -118,6 +126,10 @@ class RealFs:
 
     def unlink(self, path: Path) -> None:
         os.unlink(path)
+
+    def remove_tree(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
     def make_directory(self, path: Path) -> None:
         os.makedirs(path, mode=0o750, exist_ok=True)

@@ -116,10 +116,10 @@ class MemoryDisk:
     """`Fs` in memory.
 
     Numbered, recorded, and able to crash or fail by the plan are all operations that change or sync
-    something: create, write_at, allocate, truncate, sync, rename, unlink, make_directory, sync_directory. Of
-    these write_at, allocate and truncate can take partial effect. A sync that fails (and does not crash)
-    loses what it should have made stable for good, though it stays visible; its `partial` is the share of the
-    changes that became stable before.
+    something: create, write_at, allocate, truncate, sync, rename, unlink, make_directory, remove_directory,
+    sync_directory; removing a tree is an unlink or remove_directory for each name. Of these write_at, allocate and
+    truncate can take partial effect. A sync that fails (and does not crash) loses what it should have made stable for
+    good, though it stays visible; its `partial` is the share of the changes that became stable before.
 
     Attributes:
         plan: the life of the process that uses the disk.
@@ -190,6 +190,21 @@ class MemoryDisk:
             if isinstance(self._find(path, Node), DirectoryNode):
                 raise _os_error(errno.EISDIR, path)
             self._begin("unlink", path)
+            self._change_names((Link(self._parent_of(path), path.name, None),))
+
+    def remove_tree(self, path: Path) -> None:
+        with self.plan.lock:
+            self.plan.check_alive()
+            try:
+                directory = self._find(path, DirectoryNode)
+            except FileNotFoundError:
+                return
+            for name, node in sorted(directory.seen.items()):
+                if isinstance(node, DirectoryNode):
+                    self.remove_tree(path / name)
+                else:
+                    self.unlink(path / name)
+            self._begin("remove_directory", path)
             self._change_names((Link(self._parent_of(path), path.name, None),))
 
     def make_directory(self, path: Path) -> None:

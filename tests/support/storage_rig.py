@@ -104,6 +104,10 @@ class StorageRig:
             ops = [put(b"last", value), put(b"k" + value, b'"' + value.rjust(value_bytes, b".") + b'"')]
             self.write(storage, [[ops]], apply=apply)
 
+    def encode(self, entry: Entry) -> bytes:
+        """An entry's payload."""
+        return self._encoder.encode(entry)
+
     def checkpoint(self, storage: Storage) -> None:
         """Make LevelDB durable and say so."""
         storage.checkpoint_seq = storage.engine.flush().seq

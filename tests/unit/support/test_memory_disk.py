@@ -44,6 +44,7 @@ operations = st.one_of(
     st.tuples(st.just("sync"), names),
     st.tuples(st.just("rename"), names, names),
     st.tuples(st.just("unlink"), names),
+    st.tuples(st.just("remove_tree"), names),
     st.tuples(st.just("make_directory"), names),
     st.tuples(st.just("list_names"), names),
     st.tuples(st.just("exists"), names),
@@ -60,7 +61,7 @@ def perform(fs: Fs, root: Path, operation: str, name: str, *arguments: object) -
                 fs.create(path).close()
             case "rename", (str(target),):
                 fs.rename(path, root / target)
-            case (("unlink" | "make_directory" | "list_names" | "exists" | "sync_directory"), ()):
+            case (("unlink" | "remove_tree" | "make_directory" | "list_names" | "exists" | "sync_directory"), ()):
                 call: Callable[[Path], object] = getattr(fs, operation)
                 return call(path)
             case "read_only_write", ():

@@ -319,3 +319,40 @@ def test_the_crash_points_show_a_replacement_that_is_not_atomic() -> None:
     found, after = contents_after_crashes(replace_in_place)
     assert len(found) > 2
     assert after == {b"new" * 400}
+
+
+def test_a_tree_goes_name_by_name_and_for_certain_when_its_parent_is_synced() -> None:
+    disk = new_disk()
+    for name in ("t/a/x", "t/a/y", "t/b/x", "t/c"):
+        disk.put_file(ROOT / name, b"1")
+    disk.put_file(FILE, b"1")
+    before = len(disk.calls)
+    disk.remove_tree(ROOT / "t")
+    removed = [(call.operation, call.path.removeprefix("/data/t")) for call in disk.calls[before:]]
+    assert removed == [
+        ("unlink", "/a/x"),
+        ("unlink", "/a/y"),
+        ("remove_directory", "/a"),
+        ("unlink", "/b/x"),
+        ("remove_directory", "/b"),
+        ("unlink", "/c"),
+        ("remove_directory", ""),
+    ]
+    assert set(disk.after_crash(KEPT).snapshot()) == {FILE}
+    assert len(disk.after_crash(DROPPED).snapshot()) == 5
+    left = {frozenset(disk.after_crash(torn(seed)).snapshot()) for seed in range(SEEDS)}
+    assert len(left) > 3
+    disk.sync_directory(ROOT)
+    assert set(disk.after_crash(DROPPED).snapshot()) == {FILE}
+
+
+@pytest.mark.parametrize("call", range(1, 5))
+def test_a_crash_inside_the_removal_of_a_tree_leaves_a_part_of_it(call: int) -> None:
+    disk = new_disk()
+    for name in ("t/a/x", "t/a/y", "t/c"):
+        disk.put_file(ROOT / name, b"1")
+    disk.plan.crash_at = len(disk.calls) + call
+    with pytest.raises(SimulatedCrash):
+        disk.remove_tree(ROOT / "t")
+    assert len(disk.after_crash(KEPT).snapshot()) == max(1, 4 - call)
+    assert len(disk.after_crash(DROPPED).snapshot()) == 3
