@@ -48,7 +48,7 @@ def wal() -> None:
     """Look into the log of a node's data directory, check or repair it.
 
     DIR is the directory that the node was started with (--data). ls, dump and verify also work while the node runs, and
-    on a directory of segments that was set aside (wal-old/...). repair wants the node stopped.
+    on a directory of segments that was set aside (wal-old/..., diverged/...). repair wants the node stopped.
     """
 
 
