@@ -97,8 +97,7 @@ def _lines(fields: dict[str, Any], url: str) -> Iterator[tuple[str, str]]:
     if diverged := fields.get("diverged"):
         yield "diverged", f"entries of another history are kept in {', '.join(map(str, diverged))}"
     if wal := fields.get("wal"):
-        span = f"seq {wal.get('first_seq', '?')} to {wal.get('last_seq', '?')}"
-        yield "log", f"{span}, {_size(wal.get('bytes', 0))} in {_count(wal.get('segments', 0), 'segment')}"
+        yield "log", f"{_span(wal)}, {_size(wal.get('bytes', 0))} in {_count(wal.get('segments', 0), 'segment')}"
     if cache := fields.get("cache"):
         yield "cache", f"{_count(cache.get('entries', 0), 'entry', 'entries')}, {_size(cache.get('bytes', 0))}"
         yield "cache hits", _hit_rate(cache.get("hits", 0), cache.get("misses", 0))
@@ -109,6 +108,13 @@ def _lines(fields: dict[str, Any], url: str) -> Iterator[tuple[str, str]]:
         yield "up for", _duration(fields["uptime_s"])
     if "version" in fields:
         yield "version", str(fields["version"])
+
+
+def _span(wal: dict[str, Any]) -> str:
+    first, last = wal.get("first_seq", "?"), wal.get("last_seq", "?")
+    # Of a node that is new, or fresh from a full sync.
+    is_empty = type(first) is int and type(last) is int and last < first
+    return f"empty, the next entry is seq {first}" if is_empty else f"seq {first} to {last}"
 
 
 def _replicas(replicas: list[dict[str, Any]]) -> Table:

@@ -320,11 +320,13 @@ def test_status_of_a_replica_in_a_full_sync(kvnode: Kvnode, stub: StubServer) ->
         "primary": primary,
         "sync": {"keys": 1500, "state": "receiving"},
         "diverged": ["2.0000beef-17", "1.0000cafe-3"],
+        "wal": {"first_seq": 8, "last_seq": 7, "segments": 1, "bytes": 40},
     }
     lines = {" ".join(line.split()) for line in kvnode("status").stdout.splitlines()}
     assert lines >= {
         "primary 127.0.0.1:7001, connected, 1,234 entries behind (2.0 s)",
         "full sync receiving, 1,500 keys so far",
+        "log empty, the next entry is seq 8, 40 B in 1 segment",
         "diverged entries of another history are kept in 2.0000beef-17, 1.0000cafe-3",
     }
 
