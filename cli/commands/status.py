@@ -95,7 +95,7 @@ def _lines(fields: dict[str, Any], url: str) -> Iterator[tuple[str, str]]:
         so_far = f", {_count(sync['keys'], 'key')} so far" if "keys" in sync else ""
         yield "full sync", f"{sync.get('state', 'under way')}{so_far}"
     if diverged := fields.get("diverged"):
-        yield "diverged", f"entries of another history are kept in {', '.join(map(str, diverged))}"
+        yield "diverged", f"entries that its primary does not have are in diverged/: {', '.join(map(str, diverged))}"
     if wal := fields.get("wal"):
         yield "log", f"{_span(wal)}, {_size(wal.get('bytes', 0))} in {_count(wal.get('segments', 0), 'segment')}"
     if cache := fields.get("cache"):

@@ -327,7 +327,7 @@ def test_status_of_a_replica_in_a_full_sync(kvnode: Kvnode, stub: StubServer) ->
         "primary 127.0.0.1:7001, connected, 1,234 entries behind (2.0 s)",
         "full sync receiving, 1,500 keys so far",
         "log empty, the next entry is seq 8, 40 B in 1 segment",
-        "diverged entries of another history are kept in 2.0000beef-17, 1.0000cafe-3",
+        "diverged entries that its primary does not have are in diverged/: 2.0000beef-17, 1.0000cafe-3",
     }
 
 
