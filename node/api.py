@@ -1,6 +1,6 @@
 """What the node's network fronts may ask of it: the store's and the service's interfaces, and their values.
 
-REST (and later the peer shells) know these protocols only; `kvnode.node.store.Store` and
+REST and the peer shells know these protocols only; `kvnode.node.store.Store` and
 `kvnode.node.service.Node` implement them.
 """
 
@@ -180,6 +180,23 @@ class NodeApi(Protocol):
 
     def check_role(self, role: str) -> None:
         """Return if the node's role is `role` ("primary" or "replica"), else raise `NotPrimary` or `NotReplica`."""
+
+    async def promote(self, *, force: bool) -> dict[str, Any]:
+        """Make this node the primary; returns what POST /cluster/promote answers.
+
+        Args:
+            force: also when the primary answers or another member is ahead.
+
+        Raises:
+            AlreadyPrimary, PromotionRefused, Syncing.
+        """
+
+    async def forget(self, name: str) -> None:
+        """Let a member go that will not return.
+
+        Raises:
+            NotPrimary, MemberNotFound, MemberConnected.
+        """
 
     def render_metrics(self) -> tuple[str, bytes]:
         """(Content-Type, body) of GET /metrics in Prometheus' text format."""

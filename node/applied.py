@@ -12,7 +12,7 @@ _SWEEP_FROM = 64
 
 
 class AppliedSeq:
-    """A seq that only rises, and a queue of those who wait for one. Used on the event loop only.
+    """A seq that only rises within a history, and a queue of those who wait for one. Used on the event loop only.
 
     Attributes:
         seq: the last published entry's.
@@ -51,6 +51,11 @@ class AppliedSeq:
         for _, _, future in waiters:
             if not future.done():
                 future.set_exception(error)
+
+    def restart(self, seq: Seq, error: Exception) -> None:
+        """Go on from `seq` in another history, in which what is waited for may never come."""
+        self.end_waits(error)
+        self.seq = seq
 
     def _sweep(self) -> None:
         """Drop those who gave up, so that waits for a seq that never comes do not pile up."""

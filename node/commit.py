@@ -6,8 +6,8 @@ This is where a write gets its seq. Everything before it is admission, everythin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from kvnode.node.api import WriteResult
 from kvnode.node.clock import Clock
@@ -34,8 +34,8 @@ class Committed:
     """
 
     outcomes: list[WriteResult | RecordDamaged]
-    entries: list[Entry] = field(default_factory=list)
-    records: list[LogRecord] = field(default_factory=list)
+    entries: Sequence[Entry] = ()
+    records: Sequence[LogRecord] = ()
     closed_segment: bool = False
     engine_failure: EngineFailed | EngineClosed | None = None
     sync_s: float = 0.0
@@ -71,23 +71,45 @@ class Committer:
             LogFailed: what the disk holds of the group is unknown; final.
         """
         committed = self._evaluate(group)
-        entries = committed.entries
-        if not entries:
-            return committed
-        encode = self._encoder.encode
+        if committed.entries:
+            encode = self._encoder.encode
+            committed.records = [LogRecord(payload_crc(payload), payload) for payload in map(encode, committed.entries)]
+            self._store(committed, None)
+        return committed
+
+    def take_over(
+        self, records: Sequence[LogRecord], entries: Sequence[Entry], on_durable: Callable[[], None]
+    ) -> Committed:
+        """Make what a primary ordered durable here, untouched, and apply it.
+
+        Args:
+            records: they follow the log's last entry, and were checked.
+            entries: the same, decoded; at least one.
+            on_durable: called on this thread between the two.
+
+        Raises:
+            As `commit` does.
+        """
+        committed = Committed([], entries, records)
+        self._store(committed, on_durable)
+        return committed
+
+    def _store(self, committed: Committed, on_durable: Callable[[], None] | None) -> None:
+        """Log and apply the entries, of which there is at least one."""
+        last = committed.entries[-1]
         started_s = self._clock.monotonic_s()
-        committed.records = [LogRecord(payload_crc(payload), payload) for payload in map(encode, entries)]
         committed.closed_segment = self._wal.append(committed.records)
-        self._last_time_ms = entries[-1].time_ms
-        self._last_position = entries[-1].position
+        self._last_time_ms = max(last.time_ms, self._last_time_ms)
+        self._last_position = last.position
+        if on_durable is not None:
+            on_durable()
         logged_s = self._clock.monotonic_s()
         try:
-            self._engine.write(entries, synced=self._synced)
+            self._engine.write(committed.entries, synced=self._synced)
         except (EngineFailed, EngineClosed) as error:
             committed.engine_failure = error
         committed.sync_s = logged_s - started_s
         committed.apply_s = self._clock.monotonic_s() - logged_s
-        return committed
 
     def _evaluate(self, group: Sequence[Sequence[Op]]) -> Committed:
         """Decide, in order, what each write comes to, and which entries that makes."""

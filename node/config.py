@@ -114,6 +114,9 @@ class Config:
     )
     http: Address = _setting("HOST:PORT for REST.", Address.parse, Address("127.0.0.1", 5001))
     peer: Address = _setting("HOST:PORT for the peer protocol.", Address.parse, Address("127.0.0.1", 7001))
+    advertise: Address | None = _setting(
+        "HOST:PORT at which other nodes reach the peer port; default: that of --peer.", Address.parse, None
+    )
     name: str = _setting("The node's name in the cluster; default: a name made from its id.", _name, "")
     fsync: str = _setting(
         "always: a write is answered after fdatasync. never: the newest writes can be lost in a power failure.",
@@ -124,6 +127,10 @@ class Config:
 
     wal_segment_bytes: int = _setting("Size of one log segment.", parse_size, 64 * MiB, 4 * KiB)
     wal_keep_bytes: int = _setting("Closed log segments kept for replicas and for rebuilding.", parse_size, GiB, 0)
+
+    wal_pin_bytes: int = _setting(
+        "Log kept for one replica's full sync; past that the sync is begun anew.", parse_size, 8 * GiB, 0
+    )
 
     cache_bytes: int = _setting("Memory of the read cache.", parse_size, 64 * MiB, 0)
     engine_write_buffer_bytes: int = _setting(

@@ -7,6 +7,7 @@ one table in `kvnode.node.rest.errors`. `StorageError` is what start-up and the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.types import Epoch, Seq
@@ -16,6 +17,16 @@ class ConfigError(KvError):
     """A setting is missing, out of range, or contradicts another; nothing was started."""
 
     code = "invalid_config"
+
+
+class JoinRefused(KvError):
+    """This node cannot follow the primary that it was told to; nothing was changed."""
+
+    code = "join_refused"
+
+    def __init__(self, code: str, message: str, hint: str | None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
 
 
 # ---- the caller must act ---------------------------------------------------------------------------------------
@@ -78,6 +89,36 @@ class HistoryLost(CallerError):
     """The (epoch, seq) asked for is not in this node's history: the write that it names was lost."""
 
     code = "history_lost"
+
+
+class MemberNotFound(CallerError):
+    """No member of the cluster has this name."""
+
+    code = "member_not_found"
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"no member is called {name}; there are {', '.join(known)}", name=name)
+
+
+class MemberConnected(CallerError):
+    """The member is there: only one that will not return can be forgotten."""
+
+    code = "member_connected"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is connected", hint="stop that node first", name=name)
+
+
+class AlreadyPrimary(CallerError):
+    """The node to be promoted is the primary."""
+
+    code = "already_primary"
+
+
+class PromotionRefused(CallerError):
+    """Promoting this node would lose writes, or make two primaries; `reason` and `members` say what was seen."""
+
+    code = "promotion_refused"
 
 
 # ---- wait and retry --------------------------------------------------------------------------------------------
@@ -291,6 +332,40 @@ class DirectoryLocked(StorageError):
     """Another process has the data directory open."""
 
     code = "directory_locked"
+
+
+def error_of_code(code: str, message: str, fields: dict[str, Any]) -> KvError:
+    """The error that another node answered, as one of this node's classes, so that it is answered as if it arose here.
+
+    Args:
+        fields: the further members of its error object.
+    """
+    hint = fields.pop("hint", None)
+    cls = _BY_CODE.get(code, OutcomeUnknown)
+    error = cls.__new__(cls)
+    KvError.__init__(error, message, hint=hint)
+    error.fields = fields
+    error.code = code if code in _BY_CODE else OutcomeUnknown.code
+    return error
+
+
+#: What a primary answers to a forwarded write, by code.
+_BY_CODE: dict[str, type[KvError]] = {
+    cls.code: cls
+    for cls in (
+        InvalidJson,
+        InvalidRequest,
+        TooLarge,
+        Overloaded,
+        NotEnoughReplicas,
+        Syncing,
+        NotPrimary,
+        Draining,
+        StorageFull,
+        ReplicationTimeout,
+        OutcomeUnknown,
+    )
+}
 
 
 def history_lost(epoch: Epoch, seq: Seq) -> HistoryLost:

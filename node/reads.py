@@ -56,6 +56,11 @@ class PointReads:
         #: The latest trip that reads each key, while nothing newer was published.
         self._fills: dict[bytes, object] = {}
 
+    @property
+    def filling(self) -> bool:
+        """Whether reads are under way that may put what they find into the cache."""
+        return bool(self._fills)
+
     def read(self, key: bytes) -> asyncio.Future[ReadResult]:
         """The key's record, from a snapshot taken after this call."""
         if not self._batch:

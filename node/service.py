@@ -7,9 +7,10 @@ import faulthandler
 import functools
 import gc
 import os
+import secrets
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from importlib import metadata
 from typing import Any
 
@@ -18,18 +19,25 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from kvnode.node.clock import Clock, RealClock
-from kvnode.node.config import Config
-from kvnode.node.errors import Draining, NotPrimary, NotReplica, Syncing
+from kvnode.node.config import Address, Config
+from kvnode.node.errors import Draining, Syncing
 from kvnode.node.eventlog import EventLog, open_event_log
-from kvnode.node.fs import RealFs
+from kvnode.node.fs import Fs, RealFs
+from kvnode.node.joining import join, later_term
 from kvnode.node.metrics import NodeCollector
+from kvnode.node.replication.cluster import Cluster
+from kvnode.node.replication.logtail import LogTail
+from kvnode.node.replication.ports import Shared
 from kvnode.node.rest.front import RestFront
-from kvnode.node.startup import OpenedDirectory, make_data_directory, open_directory
+from kvnode.node.startup import OpenedDirectory, begin_reign, make_data_directory, open_directory
 from kvnode.node.storage.datadir import DirectoryLock, Layout
 from kvnode.node.storage.leveldb import leveldb_factory
+from kvnode.node.storage.logreader import LogReader
 from kvnode.node.storage.recovery import reopen_engine
 from kvnode.node.store import Store
+from kvnode.node.worker import Worker
 from kvnode.protocol.errors import KvError
+from kvnode.protocol.fields import ID_BYTES
 
 #: A thread that comes back from the disk waits for the interpreter at most this long. The default of 5 ms would be
 #: added to nearly every commit under load; see tests/bench.
@@ -43,6 +51,9 @@ _GC_THRESHOLD = 20_000
 _WAITS_END_S = 8.0
 _STOPPED_S = 9.5
 
+#: How long replicas get to take the last entries.
+_REPLICAS_S = 1.0
+
 #: When a stop that is stuck inside LevelDB, where no other thread can run, is ended from outside of Python.
 _STUCK_S = 10.0
 
@@ -50,8 +61,11 @@ _STUCK_S = 10.0
 _LAST_ANSWERS_S = 1.0
 
 
-def run(config: Config) -> int:
+def run(config: Config, join: Address | None = None) -> int:
     """Run a node until it is told to stop.
+
+    Args:
+        join: the peer address of the primary that the node is to follow from now on; None = what the directory says.
 
     Returns:
         The process's exit code: 0 after a clean stop, 1 when it could not start, failed, or could not stop cleanly.
@@ -59,23 +73,15 @@ def run(config: Config) -> int:
     log = open_event_log(config.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     fs = RealFs()
-    open_engine = leveldb_factory(config)
     layout = Layout(config.data)
     try:
         make_data_directory(fs, layout)
         lock = DirectoryLock(layout.lock)
-        opened = open_directory(config, fs, open_engine, log)
-    except KvError as error:
-        log.error("start_refused", code=error.code, reason=error.message, hint=error.hint)
-        return 1
-    except OSError as error:
-        log.error("start_refused", code="os_error", reason=str(error))
-        return 1
+    except (KvError, OSError) as error:
+        return _refused(error, log)
     _warn_of_open_doors(config, log)
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(_serve(config, opened, functools.partial(reopen_engine, fs, layout, open_engine), log))
+        code = runner.run(_serve(config, fs, join, log))
     if code != 0:
         # Threads may still be inside LevelDB or the disk: the interpreter must not tear down what they use.
         sys.stderr.flush()
@@ -84,21 +90,78 @@ def run(config: Config) -> int:
     return code
 
 
-async def _serve(config: Config, opened: OpenedDirectory, reopen: Any, log: EventLog) -> int:
-    node = Node(config, opened, reopen, RealClock(), log)
+async def _serve(config: Config, fs: Fs, primary: Address | None, log: EventLog) -> int:
+    """Open the directory, in the role that it has or is to have, and run the node."""
     loop = asyncio.get_running_loop()
+    stop: asyncio.Future[str] = loop.create_future()
+
+    def request_stop(name: str) -> None:
+        if not stop.done():
+            stop.set_result(name)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, node.request_stop, number.name)
+        loop.add_signal_handler(number, request_stop, number.name)
+    try:
+        if primary is not None and not await _unless(stop, join(config, fs, primary, log)):
+            log.info("stopped", reason="told to, before the primary was reached")
+            return 0
+        open_engine = leveldb_factory(config)
+        opened = open_directory(config, fs, open_engine, log)
+        if opened.identity.role == "primary" and opened.superseded_term is None:
+            opened.superseded_term, seen_term = await later_term(opened, log)
+            if opened.superseded_term is None:
+                begin_reign(opened, log, seen_term)
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD)
+        reopen = functools.partial(reopen_engine, fs, Layout(config.data), open_engine)
+        node = Node(config, opened, reopen, RealClock(), log, joining=primary is not None)
+    except (KvError, OSError) as error:
+        return _refused(error, log)
+    stop.add_done_callback(lambda done: node.request_stop(done.result()))
     return await node.run()
+
+
+async def _unless(stop: asyncio.Future[str], work: Coroutine[Any, Any, None]) -> bool:
+    """Whether `work` was done before `stop` was; it is cancelled otherwise."""
+    task: asyncio.Future[Any] = asyncio.ensure_future(work)
+    waited: list[asyncio.Future[Any]] = [stop, task]
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])
+        return False
+    task.result()
+    return True
+
+
+def _refused(error: KvError | OSError, log: EventLog) -> int:
+    if isinstance(error, KvError):
+        log.error("start_refused", code=error.code, reason=error.message, hint=error.hint)
+    else:
+        log.error("start_refused", code="os_error", reason=str(error))
+    return 1
 
 
 class Node:
     """One running node; implements `kvnode.node.api.NodeApi`."""
 
-    def __init__(self, config: Config, opened: OpenedDirectory, reopen: Any, clock: Clock, log: EventLog) -> None:
-        """Build the parts on the running loop; `run` opens the doors."""
+    def __init__(
+        self,
+        config: Config,
+        opened: OpenedDirectory,
+        reopen: Any,
+        clock: Clock,
+        log: EventLog,
+        *,
+        joining: bool = False,
+    ) -> None:
+        """Build the parts on the running loop; `run` opens the doors.
+
+        Args:
+            joining: whether a refusal by the primary ends the node, as long as it has not followed it.
+        """
+        loop = asyncio.get_running_loop()
         self._config = config
-        self._identity = opened.identity
         self._clock = clock
         self._log = log
         self._started_s = clock.monotonic_s()
@@ -106,8 +169,40 @@ class Node:
         self._stop_reason: str | None = None
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
-        self.store = Store(config, opened.storage, opened.files, reopen, clock, log, self._store_failed)
-        self.front = RestFront(config, self.store, self, log)
+        self.store = Store(
+            config,
+            opened.storage,
+            opened.files,
+            reopen,
+            clock,
+            log,
+            self._failed,
+            functools.partial(LogReader, opened.fs),
+        )
+        self._shared = Shared(
+            config=config,
+            store=self.store,
+            files=opened.files,
+            identity=opened.identity,
+            clock=clock,
+            log=log,
+            loop=loop,
+            boot_id=secrets.token_bytes(ID_BYTES),
+            tail=LogTail(),
+            disk=Worker("kvnode-disk", loop),
+            log_reads=Worker("kvnode-feed", loop),
+            snapshot_reads=Worker("kvnode-sync", loop),
+        )
+        self.cluster = Cluster(
+            self._shared,
+            self.store,
+            opened.replica_files,
+            self.status,
+            self._failed,
+            superseded_term=opened.superseded_term,
+            joining=joining,
+        )
+        self.front = RestFront(config, self.cluster, self, log)
         self._registry = CollectorRegistry()
         self._registry.register(NodeCollector(self.store.counters, self._gauges, self._counters))
 
@@ -119,13 +214,18 @@ class Node:
 
     async def run(self) -> int:
         """Serve until a stop is requested or the store fails; returns the exit code."""
+        wanted: dict[str, Any] = {"peer": self._config.peer}
         try:
-            address = await self.front.start()
+            peer = await self.cluster.start()
+            wanted = {"http": self._config.http}
+            http = await self.front.start()
         except OSError as error:
-            self._log.error("listen_failed", http=self._config.http, reason=error.strerror or str(error))
+            self._log.error("listen_failed", **wanted, reason=error.strerror or str(error))
+            await self.cluster.stop()
             await self._close_store(_STOPPED_S)
             return 1
-        self._log.info("listening", http=address, name=self._identity.name, role=self._identity.role)
+        identity = self._shared.identity
+        self._log.info("listening", http=http, peer=peer, name=identity.name, role=identity.role)
         await self._stop.wait()
         faulthandler.dump_traceback_later(_STUCK_S, exit=True)
         try:
@@ -138,20 +238,32 @@ class Node:
         began_s = loop.time()
         self._log.info("stopping", reason=self._stop_reason)
         self.front.stop_accepting()
+        self.cluster.stop_accepting()
         self.store.stop_writes()
-        ending = loop.call_later(_WAITS_END_S, self.store.end_waits)
+        ending = loop.call_later(_WAITS_END_S, self._end_waits)
         try:
             async with asyncio.timeout(_WAITS_END_S):
                 await self.store.drain()
         except TimeoutError:
             self._log.error("drain_timeout", queued_bytes=self.store.queued_bytes)
+        await self.cluster.drain(_REPLICAS_S)
         await self.front.close(max(0.1, began_s + _WAITS_END_S - loop.time()))
         ending.cancel()
+        try:
+            async with asyncio.timeout_at(began_s + _STOPPED_S):
+                await self.cluster.stop()
+        except TimeoutError:
+            self._log.error("stop_incomplete", reason="work for a replica did not end in time")
+            return 1
         closed = await self._close_store(max(0.1, began_s + _STOPPED_S - loop.time()))
         if self._failure is not None or not closed:
             return 1
         self._log.info("stopped", seconds=loop.time() - began_s)
         return 0
+
+    def _end_waits(self) -> None:
+        self.store.end_waits()
+        self.cluster.end_waits()
 
     async def _close_store(self, timeout_s: float) -> bool:
         self.store.stop_writes()
@@ -162,7 +274,9 @@ class Node:
         await self.front.close(_LAST_ANSWERS_S)
         return 1
 
-    def _store_failed(self, error: BaseException) -> None:
+    def _failed(self, error: BaseException) -> None:
+        if self._failure is not None:
+            return
         self._failure = error
         if isinstance(error, KvError):
             self._log.error("node_failed", code=error.code, reason=error.message, hint=error.hint)
@@ -177,9 +291,9 @@ class Node:
         segments = store.wal.segments
         last_seq = store.wal.last_seq
         return {
-            "name": self._identity.name,
-            "role": self._identity.role,
-            "cluster_id": self._identity.cluster_id,
+            "name": self._shared.identity.name,
+            "role": self._shared.identity.role,
+            "cluster_id": self._shared.identity.cluster_id,
             "epoch": str(store.epoch),
             "last_seq": last_seq,
             "durable_seq": last_seq if self._config.fsync == "always" else store.checkpoint_seq,
@@ -198,22 +312,24 @@ class Node:
                 "hits": cache.hits,
                 "misses": cache.misses,
             },
-            "replicas": [],
-            "primary": None,
-            "full_syncs_received": 0,
-            "full_syncs_sent": 0,
+            **self.cluster.status(),
         }
 
     def check_ready(self, max_lag: int | None) -> None:
         if self._stop.is_set():
             raise Draining("this node is stopping")
         if not self.store.serving:
-            raise Syncing("this node is rebuilding its data from its log")
+            raise Syncing("this node's data are not ready to be served")
+        self.cluster.check_ready(max_lag)
 
     def check_role(self, role: str) -> None:
-        if role != self._identity.role:
-            error = NotPrimary if role == "primary" else NotReplica
-            raise error(f"this node is a {self._identity.role}")
+        self.cluster.check_role(role)
+
+    async def promote(self, *, force: bool) -> dict[str, Any]:
+        return await self.cluster.promote(force=force)
+
+    async def forget(self, name: str) -> None:
+        await self.cluster.forget(name)
 
     def render_metrics(self) -> tuple[str, bytes]:
         return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self._registry)
@@ -245,9 +361,11 @@ class Node:
 
 
 def _warn_of_open_doors(config: Config, log: EventLog) -> None:
-    if not config.http.is_loopback:
-        log.warning(
-            "open_without_credentials",
-            http=config.http,
-            reason="REST has no authentication: anybody who reaches this address can read, write and delete everything",
-        )
+    for name, address in (("http", config.http), ("peer", config.peer)):
+        if not address.is_loopback:
+            log.warning(
+                "open_without_credentials",
+                **{name: address},
+                reason="there is no authentication: anybody who reaches this address can read, write and delete "
+                "everything",
+            )

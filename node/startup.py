@@ -1,34 +1,42 @@
-"""Opening a data directory as a primary: identity, recovery, and the new epoch that every start begins."""
+"""Opening a data directory: identity and role, a swap that was cut off, recovery, and the new epoch of a primary."""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
 
-from kvnode.node.config import Config
-from kvnode.node.errors import ConfigError
+from kvnode.node.config import Address, Config
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import Identity, Layout, Member, StateFiles
 from kvnode.node.storage.engine import EngineFactory
+from kvnode.node.storage.incoming import roll_forward
 from kvnode.node.storage.recovery import Recovery, Storage
+from kvnode.node.storage.replicafiles import ReplicaFiles
 from kvnode.node.storage.wal import WalOptions
+from kvnode.protocol.follow import reigns_until
 from kvnode.protocol.types import Epoch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenedDirectory:
     """A data directory that is ready to serve.
 
     Attributes:
+        fs: the disk that it is on.
         identity: who the node is.
         files: its small files.
-        storage: recovered; `Storage.history` ends with the epoch of this start.
+        replica_files: what a replica has besides.
+        storage: recovered. On a primary its history ends with the epoch of this start once `begin_reign` was called.
+        superseded_term: of a later primary than this node, after which it must not reign; else None.
     """
 
+    fs: Fs
     identity: Identity
     files: StateFiles
+    replica_files: ReplicaFiles
     storage: Storage
+    superseded_term: int | None = None
 
 
 def make_data_directory(fs: Fs, layout: Layout) -> None:
@@ -50,52 +58,101 @@ def open_directory(config: Config, fs: Fs, open_engine: EngineFactory, log: Even
     """Open the data directory of `config`, which the caller has locked; a new one becomes a new cluster's primary.
 
     Raises:
-        ConfigError: the directory belongs to a node of another role.
-        StorageError: as `Recovery.run` says, or node.json is damaged or missing.
+        StorageError: as `Recovery.run` says, or a small file is damaged or missing.
         OSError: the disk refuses.
     """
     layout = Layout(config.data)
     files = StateFiles(fs, layout)
     identity = _identify(config, fs, layout, files)
+    roll_forward(fs, layout, files, log)
     options = WalOptions(config.wal_segment_bytes, config.wal_keep_bytes, sync=config.fsync == "always")
     storage = Recovery(fs, layout, identity, open_engine, options, log).run()
-    term = storage.history.current.term + 1
-    epoch = Epoch.of(term, secrets.randbits(32))
-    storage.history = storage.history.begin(epoch, storage.wal.last_seq + 1)
-    files.save_history(storage.history)
     log.info(
         "storage_opened",
         data=layout.root,
+        role=identity.role,
         clean=storage.clean,
         replayed=storage.replayed,
         last_seq=storage.wal.last_seq,
         checkpoint_seq=storage.checkpoint_seq,
-        epoch=epoch,
     )
-    return OpenedDirectory(identity, files, storage)
+    replica_files = ReplicaFiles(fs, layout, identity, open_engine, options, log)
+    return OpenedDirectory(fs, identity, files, replica_files, storage, identity.superseded_term)
+
+
+def begin_reign(opened: OpenedDirectory, log: EventLog, seen_term: int = 0) -> None:
+    """Begin a new epoch, durably, as every start of a primary does before its first write.
+
+    Args:
+        seen_term: the highest that other members know of.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    storage = opened.storage
+    epoch = Epoch.of(1 + max(seen_term, storage.history.current.term), secrets.randbits(32))
+    last_seq = storage.wal.last_seq
+    storage.history = reigns_until(storage.history, last_seq).begin(epoch, last_seq + 1)
+    opened.files.save_history(storage.history)
+    log.info("reign_begun", epoch=epoch, first_seq=last_seq + 1)
+
+
+def load_identity(config: Config, fs: Fs) -> Identity | None:
+    """Whose directory it is; None for a new one.
+
+    Raises:
+        FileDamaged, UnknownFormat: of node.json, which is also not missing unless the directory is new.
+        OSError: it cannot be read.
+    """
+    layout = Layout(config.data)
+    files = StateFiles(fs, layout)
+    identity = files.load_identity()
+    if identity is None and _holds_data(fs, layout):
+        raise files.missing(layout.node, "though the directory holds a node's data")
+    return identity
+
+
+def become_replica(config: Config, fs: Fs, cluster_id: bytes, primary: Address) -> None:
+    """Make the directory a replica's that follows `primary`; its log and data stay as they are.
+
+    Args:
+        cluster_id: of the primary; a directory that has one already has the same.
+
+    Raises:
+        As `load_identity` does.
+    """
+    files = StateFiles(fs, Layout(config.data))
+    identity = load_identity(config, fs)
+    if identity is None:
+        node_id, name = _new_node(config)
+        identity = Identity(node_id, name, cluster_id.hex(), "replica", str(primary))
+    else:
+        identity = replace(identity, role="replica", primary=str(primary), superseded_term=None)
+    files.save_identity(identity)
 
 
 def _identify(config: Config, fs: Fs, layout: Layout, files: StateFiles) -> Identity:
     """The identity in node.json, made for a new directory, renamed when the configuration says so."""
-    identity = files.load_identity()
+    identity = load_identity(config, fs)
     if identity is None:
-        if _holds_data(fs, layout):
-            raise files.missing(layout.node, "though the directory holds a node's data")
-        node_id = secrets.token_hex(16)
-        name = config.name or f"node-{node_id[:8]}"
+        node_id, name = _new_node(config)
         identity = Identity(node_id, name, cluster_id=secrets.token_hex(16), role="primary")
         files.save_identity(identity)
-    elif identity.role != "primary":
-        raise ConfigError(f"{layout.root} belongs to a {identity.role}; this release starts primaries only")
     elif config.name and config.name != identity.name:
         identity = replace(identity, name=config.name)
         files.save_identity(identity)
     members = files.load_members() or ()
-    own = Member(identity.node_id, identity.name)
-    if own not in members:
-        others = tuple(member for member in members if member.node_id != own.node_id)
-        files.save_members((*others, own))
+    known = next((member for member in members if member.node_id == identity.node_id), None)
+    if known is None or known.name != identity.name:
+        own = Member(identity.node_id, identity.name, known.address if known is not None else "")
+        files.save_members((*(member for member in members if member is not known), own))
     return identity
+
+
+def _new_node(config: Config) -> tuple[str, str]:
+    """(node id, name) of a node that is made now."""
+    node_id = secrets.token_hex(16)
+    return node_id, config.name or f"node-{node_id[:8]}"
 
 
 def _holds_data(fs: Fs, layout: Layout) -> bool:

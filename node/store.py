@@ -4,8 +4,14 @@ A write is queued here, committed with its group on the commit thread (`kvnode.n
 updated, applied seq advanced, request answered. One group is in flight at a time; all that arrives meanwhile is the
 next.
 
-States: *serving*; *rebuilding*, while LevelDB, which had failed, is reopened and replayed from the log; *stopping*,
-while what is queued is still committed; *failed*, when the log is lost and the process is about to exit; *closed*.
+On a replica nothing is queued: what the primary ordered is taken over by `append`, through the same thread and the same
+publication. Which of the two it is changes with `begin_reign` and `end_reign`.
+
+States: *serving*; *rebuilding*, while LevelDB, which had failed, is reopened and replayed from the log; *replacing*,
+while log and LevelDB are swapped for those of a full sync; *stopping*, while what is queued is still committed;
+*failed*, when the log is lost and the process is about to exit; *closed*.
+
+The module is long because these states and the one group in flight concern every part of it.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import enum
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from kvnode.node.api import Acks, Item, KeyRange, RangeStream, ReadResult, ReadToken, Record, WriteResult
 from kvnode.node.applied import AppliedSeq
@@ -38,14 +45,17 @@ from kvnode.node.eventlog import EventLog
 from kvnode.node.metrics import StoreCounters
 from kvnode.node.reads import PointReads, RangeRead, rebuilding
 from kvnode.node.storage.cache import LruCache
-from kvnode.node.storage.checkpoint import checkpoint_and_trim
+from kvnode.node.storage.checkpoint import checkpoint_and_trim, take_checkpoint, trim_log
 from kvnode.node.storage.datadir import CleanStop, StateFiles
-from kvnode.node.storage.engine import Engine
+from kvnode.node.storage.engine import Engine, RecordScan
+from kvnode.node.storage.logreader import LogReader
 from kvnode.node.storage.recovery import Storage
 from kvnode.node.storage.wal import DISK_FULL_ERRNOS, Wal
 from kvnode.node.worker import Worker
 from kvnode.protocol.errors import KvError
-from kvnode.protocol.types import History, Op, Position, Put, Seq
+from kvnode.protocol.fields import LogRecord
+from kvnode.protocol.follow import LogExtent
+from kvnode.protocol.types import Entry, History, Op, Position, Put, Seq
 
 #: A group stops growing here, so that a queue full of batches does not become one huge log write.
 _GROUP_BYTES = 8 * 1024 * 1024
@@ -61,6 +71,7 @@ _READERS_DRAIN_S = 30.0
 class _State(enum.Enum):
     SERVING = "serving"
     REBUILDING = "rebuilding"
+    REPLACING = "replacing"
     STOPPING = "stopping"
     FAILED = "failed"
     CLOSED = "closed"
@@ -71,18 +82,93 @@ class _Write:
 
     Attributes:
         size: what it holds in memory, about, in bytes.
+        wanted: how many replicas must hold it before it is answered.
+        timeout_s: how long it may wait for them.
     """
 
-    __slots__ = ("future", "ops", "size")
+    __slots__ = ("future", "ops", "size", "timeout_s", "wanted")
 
-    def __init__(self, ops: Sequence[Op], size: int, future: asyncio.Future[WriteResult]) -> None:
+    def __init__(
+        self, ops: Sequence[Op], size: int, future: asyncio.Future[WriteResult], wanted: int, timeout_s: float
+    ) -> None:
         self.ops = ops
         self.size = size
         self.future = future
+        self.wanted = wanted
+        self.timeout_s = timeout_s
+
+
+class _Append(NamedTuple):
+    """What a primary ordered, on its way into this node.
+
+    Attributes:
+        on_durable: called on the loop when it is in the log.
+        future: resolves when it is published.
+    """
+
+    records: Sequence[LogRecord]
+    entries: Sequence[Entry]
+    on_durable: Callable[[], None]
+    future: asyncio.Future[None]
+
+
+class Followers(Protocol):
+    """Who follows this log, as the store sees them. Called on the event loop."""
+
+    def admit(self, acks: Acks) -> int:
+        """How many replicas a write will wait for.
+
+        Raises:
+            NotEnoughReplicas: fewer follow.
+        """
+
+    def hold(self, future: asyncio.Future[WriteResult], result: WriteResult, wanted: int, timeout_s: float) -> None:
+        """Answer a write, which is durable and visible here, when `wanted` replicas hold it too."""
+
+    def published(self, first_seq: Seq, records: Sequence[LogRecord]) -> None:
+        """These entries are durable and visible; the writes among them that wait for replicas are held already.
+
+        Without records: all before `first_seq` is, and it is not said what that was.
+        """
+
+    def pinned_seq(self) -> Seq | None:
+        """From where on the log must stay for those who need it; None = they need nothing."""
+
+    def log_trimmed(self, first_seq: Seq) -> None:
+        """The log is about to begin here."""
+
+    def log_replaced(self) -> None:
+        """Log and data are those of a full sync now."""
+
+
+class _Nobody:
+    """`Followers` of a store that nobody has attached any to."""
+
+    def admit(self, acks: Acks) -> int:
+        if acks.count:
+            raise NotEnoughReplicas(
+                f"{acks.count} replicas were asked for, none follows this node", asked=acks.count, following=0
+            )
+        return 0
+
+    def hold(self, future: asyncio.Future[WriteResult], result: WriteResult, wanted: int, timeout_s: float) -> None:
+        raise AssertionError("nobody was admitted")
+
+    def published(self, first_seq: Seq, records: Sequence[LogRecord]) -> None:
+        pass
+
+    def pinned_seq(self) -> Seq | None:
+        return None
+
+    def log_trimmed(self, first_seq: Seq) -> None:
+        pass
+
+    def log_replaced(self) -> None:
+        pass
 
 
 class Store:
-    """The store of a primary. Lives on one event loop; implements `kvnode.node.api.StoreApi`."""
+    """The store of a node. Lives on one event loop; implements `kvnode.node.api.StoreApi` for one that is alone."""
 
     def __init__(
         self,
@@ -93,10 +179,12 @@ class Store:
         clock: Clock,
         log: EventLog,
         on_failure: Callable[[BaseException], None],
+        open_reader: Callable[[Wal], LogReader] | None = None,
     ) -> None:
-        """Serve what recovery handed over; the current epoch has begun and is durable.
+        """Serve what recovery handed over; for a primary, the current epoch has begun and is durable.
 
         Args:
+            open_reader: makes a reader of the log, for replicas.
             reopen_engine: opens LevelDB again and replays the log after a checkpoint seq into it; blocks.
             on_failure: called once, on the loop, when the node must stop.
         """
@@ -108,9 +196,17 @@ class Store:
         self._clock = clock
         self._log = log
         self._on_failure = on_failure
+        self._open_reader = open_reader
+        self._followers: Followers = _Nobody()
         self._state = _State.SERVING
         self._stopping = False
         self._disk_full = False
+        #: Makes the error of a write on a node that orders none; None = it orders writes.
+        self._no_reign: Callable[[], KvError] | None = None
+        #: Why reads are refused although LevelDB is fine; None = they are not.
+        self._held_back: str | None = None
+        #: The log is going to begin here, if it does not yet.
+        self._trim_seq: Seq = 0
 
         self.wal = storage.wal
         self.history: History = storage.history
@@ -136,6 +232,9 @@ class Store:
         self._queue: deque[_Write] = deque()
         self._queued_bytes = 0
         self._group: list[_Write] = []
+        self._append: _Append | None = None
+        #: Whether a group or an append is in the commit thread.
+        self._busy = False
         self._group_scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -152,8 +251,8 @@ class Store:
 
     @property
     def serving(self) -> bool:
-        """Whether reads and writes are taken."""
-        return self._state is _State.SERVING
+        """Whether reads are taken, and writes, if this node orders any."""
+        return self._state is _State.SERVING and self._held_back is None
 
     @property
     def level0_files(self) -> int:
@@ -171,11 +270,10 @@ class Store:
     def write(self, ops: Sequence[Op], acks: Acks | None = None) -> asyncio.Future[WriteResult]:
         if self._state is not _State.SERVING:
             raise self._refusal()
-        size = self._check_limits(ops)
-        if acks is not None and acks.count:
-            raise NotEnoughReplicas(
-                f"{acks.count} replicas were asked for, none follows this node", asked=acks.count, following=0
-            )
+        if self._no_reign is not None:
+            raise self._no_reign()
+        size = self.check_limits(ops)
+        wanted, timeout_s = (0, 0.0) if acks is None else (self._followers.admit(acks), acks.timeout_s)
         if self._queued_bytes + size > self._config.max_queued_bytes:
             raise Overloaded(
                 "too many bytes are queued for commit; nothing was written",
@@ -185,9 +283,9 @@ class Store:
                 sent=size,
             )
         future: asyncio.Future[WriteResult] = self._loop.create_future()
-        self._queue.append(_Write(ops, size, future))
+        self._queue.append(_Write(ops, size, future, wanted, timeout_s))
         self._queued_bytes += size
-        if not self._group and not self._group_scheduled:
+        if not self._busy and not self._group_scheduled:
             self._idle.clear()
             self._schedule_group()
         return future
@@ -196,13 +294,11 @@ class Store:
         return self.cache.get(key)
 
     async def read(self, key: bytes) -> ReadResult:
-        if self._state is _State.REBUILDING:
-            raise rebuilding()
+        self._check_readable()
         return await self._reads.read(key)
 
     async def read_range(self, wanted: KeyRange, encode: Callable[[Sequence[Item]], bytes]) -> RangeStream:
-        if self._state is _State.REBUILDING:
-            raise rebuilding()
+        self._check_readable()
         worker = self._range_reads[self._ranges_begun % len(self._range_reads)]
         self._ranges_begun += 1
         stream = RangeRead(self._engine, wanted, encode, worker)
@@ -219,21 +315,160 @@ class Store:
         return stream
 
     async def wait_applied(self, token: ReadToken) -> None:
-        if token.seq == 0:
-            return
-        if token.epoch is not None:
-            end = self.history.end(token.epoch, self._applied.seq)
-            if end is None or (token.seq > end and token.epoch != self.epoch):
-                raise history_lost(token.epoch, token.seq)
-        if token.seq <= self._applied.seq:
+        if token.seq == 0 or self._has(token):
             return
         try:
             async with asyncio.timeout(token.wait_s):
-                await self._applied.reached(token.seq)
+                while not self._has(token):
+                    # What is applied may be of an older reign than the token's, until the newer one is heard of.
+                    await self._applied.reached(max(token.seq, self._applied.seq + 1))
         except TimeoutError:
             raise NotCaughtUp(
                 f"seq {token.seq} is not applied here yet", min_seq=token.seq, applied_seq=self._applied.seq
             ) from None
+
+    def _has(self, token: ReadToken) -> bool:
+        """Whether what a read wants to see is published here.
+
+        Raises:
+            HistoryLost: it never will be.
+        """
+        seq, epoch, applied_seq = token.seq, token.epoch, self._applied.seq
+        if epoch is None:
+            return seq <= applied_seq
+        if epoch.term > self.history.current.term and self._no_reign is not None:
+            # A replica may not have heard of that reign yet.
+            return False
+        end = self.history.end(epoch, applied_seq)
+        if end is None or (seq > end and epoch != self.epoch):
+            raise history_lost(epoch, seq)
+        return seq <= applied_seq
+
+    def _check_readable(self) -> None:
+        """Raise `Syncing` while there is nothing that may be read."""
+        if self._state in (_State.REBUILDING, _State.REPLACING):
+            raise rebuilding()
+        if self._held_back is not None:
+            raise Syncing(f"{self._held_back}; try again soon")
+
+    # ---- what replication asks -----------------------------------------------------------------------------------
+
+    def attach(self, followers: Followers) -> None:
+        """Tell these of every entry from now on."""
+        self._followers = followers
+
+    @property
+    def extent(self) -> LogExtent:
+        """Where the log begins, and up to where it is published."""
+        return LogExtent(max(self._trim_seq, self.wal.first_seq), self._applied.seq)
+
+    def log_bytes_from(self, seq: Seq) -> int:
+        """The size of the log from an entry on, in bytes."""
+        return self.wal.bytes_from(seq)
+
+    def read_log(self) -> LogReader:
+        """A reader of the log as it is now; of no use once `replace_storage` was called."""
+        assert self._open_reader is not None, "this store was made without readers of its log"
+        return self._open_reader(self.wal)
+
+    def scan_records(self, after_key: bytes) -> RecordScan:
+        """Begin a walk over a new snapshot. Called on a worker thread.
+
+        Raises:
+            EngineFailed, EngineClosed, RecordDamaged.
+        """
+        return self._engine.scan_records(after_key)
+
+    def append(
+        self, records: Sequence[LogRecord], entries: Sequence[Entry], on_durable: Callable[[], None]
+    ) -> asyncio.Future[None]:
+        """Take over what a primary ordered, on a node that orders nothing itself; one call at a time.
+
+        Args:
+            records: they follow the log's last entry, and were checked.
+            entries: the same, decoded.
+            on_durable: called when they are in the log, before they are applied.
+
+        Raises (from the future, which resolves when they are published):
+            StorageFull: nothing of it took effect.
+        """
+        assert self._append is None, "two appends at a time"
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._append = _Append(records, entries, on_durable, future)
+        if not self._busy:
+            self._idle.clear()
+            self._start_group()
+        return future
+
+    def begin_reign(self, history: History) -> None:
+        """Order writes from now on, under the current epoch of `history`, which is durable."""
+        assert not self._busy, "a reign begins while something is committed"
+        self.use_history(history)
+        self._no_reign = None
+        self._committer = self._new_committer()
+
+    def end_reign(self, error: Callable[[], KvError]) -> None:
+        """Order no more writes: each gets an error that `error` makes, those that are queued included."""
+        self._no_reign = error
+        self._answer_queue(error())
+
+    def use_history(self, history: History) -> None:
+        """The history that the next entries belong to; it is durable."""
+        self.history = history
+        self.epoch = history.current
+
+    def hold_back(self, reason: str | None) -> None:
+        """Refuse reads for this reason, or (None) serve them again."""
+        if reason is not None:
+            self.cache.clear()
+            # Reads under way must not fill it again.
+            self._reads.use(self._engine)
+        self._held_back = reason
+
+    def applied_reached(self, seq: Seq) -> asyncio.Future[None]:
+        """Resolves when `seq` is published; fails with `NotCaughtUp` when it may never be."""
+        return self._applied.reached(seq)
+
+    def end_applied_waits(self, reason: str) -> None:
+        """Fail all that wait for a seq, because what they wait for may never come."""
+        self._applied.end_waits(NotCaughtUp(reason))
+
+    async def replace_storage(self, job: Callable[[], Storage]) -> None:
+        """Close log and LevelDB, run `job` on a thread, and go on with what it returns. Nothing is being appended.
+
+        Raises:
+            KvError, OSError: of `job` or of the closing; the node has failed then.
+        """
+        while self._rebuild_task is not None and not self._rebuild_task.done():
+            await asyncio.wait([self._rebuild_task])
+        if self._state not in (_State.SERVING, _State.STOPPING):
+            raise Draining("this node is stopping")
+        self._state = _State.REPLACING
+        self.cache.clear()
+        try:
+            if self._checkpoint_task is not None:
+                await asyncio.wait([self._checkpoint_task])
+            storage = await self._maintenance.run(functools.partial(self._swap_storage, job))
+        except Exception as error:
+            self._fail(error)
+            raise
+        self.wal, self._engine = storage.wal, storage.engine
+        self.checkpoint_seq = storage.checkpoint_seq
+        self._trim_seq = 0
+        self.use_history(storage.history)
+        self._reads.use(storage.engine)
+        self.cache.clear()
+        self._committer = self._new_committer()
+        self.applied = storage.engine.applied.position
+        self._applied.restart(self.applied.seq, NotCaughtUp("this node's data were replaced by a full sync"))
+        self._state = _State.STOPPING if self._stopping else _State.SERVING
+        self._followers.log_replaced()
+
+    def _swap_storage(self, job: Callable[[], Storage]) -> Storage:
+        if not self._engine.close(_READERS_DRAIN_S):
+            raise EngineFailed("LevelDB is to be replaced, and its readers did not leave it")
+        self.wal.abandon()
+        return job()
 
     # ---- stopping ------------------------------------------------------------------------------------------------
 
@@ -306,9 +541,11 @@ class Store:
             if self._disk_full:
                 return StorageFull("the disk is full; nothing was written", hint="free some space; writes resume")
             return Syncing("this node is rebuilding its data from its log; nothing was written")
+        if self._state is _State.REPLACING:
+            return Syncing("this node is taking over its primary's data; nothing was written")
         return Draining("this node is stopping and takes no more writes; nothing was written")
 
-    def _check_limits(self, ops: Sequence[Op]) -> int:
+    def check_limits(self, ops: Sequence[Op]) -> int:
         """What the write holds in memory, about: its keys and values, and `OPERATION_BYTES` for each operation.
 
         Raises:
@@ -344,10 +581,13 @@ class Store:
 
     def _start_group(self) -> None:
         self._group_scheduled = False
-        if self._group:
+        if self._busy:
             return
         if self._state not in (_State.SERVING, _State.STOPPING):
             self._idle.set()
+            return
+        if self._append is not None:
+            self._start_append(self._append)
             return
         queue, group = self._queue, self._group
         size = 0
@@ -359,12 +599,14 @@ class Store:
             self._idle.set()
             return
         self._idle.clear()
+        self._busy = True
         ops = [write.ops for write in group]
         committer = self._committer
         self._commits.submit(lambda: committer.commit(ops), self._group_committed, self._group_failed)
 
     def _take_group(self) -> list[_Write]:
         """The group in flight, which is over."""
+        self._busy = False
         group, self._group = self._group, []
         self._queued_bytes -= sum([write.size for write in group])
         return group
@@ -383,8 +625,12 @@ class Store:
         for write, outcome in zip(group, committed.outcomes, strict=True):
             if not isinstance(outcome, WriteResult):
                 self._answer([write], outcome)
+            elif write.wanted:
+                self._followers.hold(write.future, outcome, write.wanted, write.timeout_s)
             elif not write.future.done():
                 write.future.set_result(outcome)
+        if committed.entries:
+            self._followers.published(committed.entries[0].seq, committed.records)
         counters.writes += len(group)
         counters.group_writes.observe(len(group))
         if committed.entries:
@@ -398,10 +644,15 @@ class Store:
         if not committed.entries:
             return
         cache, reads = self.cache, self._reads
+        # What others ask of another node says nothing of what is asked here.
+        is_foreign = self._no_reign is not None
+        if is_foreign and not cache.entries and not reads.filling:
+            self._advance(committed.entries[-1].position)
+            return
         for seq, epoch, _, ops in committed.entries:
             position = Position(epoch, seq)
             # A batch refreshes what is cached; were all of it put there, a bulk load would push out the hot keys.
-            is_batch = len(ops) > 1
+            is_batch = is_foreign or len(ops) > 1
             for op in ops:
                 key = op.key
                 reads.forget(key)
@@ -431,6 +682,57 @@ class Store:
             self._answer(group, OutcomeUnknown("the log failed during this write; it may or may not be durable"))
             self._fail(error)
 
+    def _start_append(self, append: _Append) -> None:
+        self._busy = True
+        self._idle.clear()
+        committer, loop = self._committer, self._loop
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(append.on_durable)
+
+        self._commits.submit(
+            lambda: committer.take_over(append.records, append.entries, tell),
+            self._append_committed,
+            self._append_failed,
+        )
+
+    def _append_committed(self, committed: Committed) -> None:
+        self._busy = False
+        counters = self.counters
+        counters.entries += len(committed.entries)
+        if committed.engine_failure is not None:
+            # It is in the log, from which the rebuilding brings it to LevelDB: `_rebuild_engine` ends it.
+            counters.commit_failures += 1
+            self._rebuild(committed.engine_failure)
+            return
+        self._publish(committed)
+        counters.log_seconds.observe(committed.sync_s)
+        counters.apply_seconds.observe(committed.apply_s)
+        self._end_append()
+        self._followers.published(committed.entries[0].seq, committed.records)
+        if committed.closed_segment:
+            self._request_checkpoint()
+
+    def _append_failed(self, error: BaseException) -> None:
+        self._busy = False
+        self.counters.commit_failures += 1
+        append, self._append = self._append, None
+        self._idle.set()
+        if isinstance(error, StorageFull):
+            self._log.warning("storage_full", reason=error.message)
+        if append is not None and not append.future.done():
+            append.future.set_exception(error)
+            append.future.exception()
+        if not isinstance(error, StorageFull):
+            self._fail(error)
+
+    def _end_append(self) -> None:
+        """What was appended is published."""
+        append, self._append = self._append, None
+        if append is not None and not append.future.done():
+            append.future.set_result(None)
+        self._start_group()
+
     def _answer(self, writes: Sequence[_Write], error: KvError) -> None:
         for write in writes:
             if not write.future.done():
@@ -454,10 +756,11 @@ class Store:
     async def _take_checkpoints(self) -> None:
         while self._checkpoint_due and self._state is _State.SERVING:
             self._checkpoint_due = False
-            job = functools.partial(checkpoint_and_trim, self._files, self.wal, self._engine, self._log)
+            job = functools.partial(take_checkpoint, self._files, self.wal, self._engine, self._log)
             try:
                 self.checkpoint_seq = await self._maintenance.run(job)
                 self.counters.checkpoints += 1
+                await self._trim_log()
             except EngineFailed as error:
                 self._engine_failed(error)
             except EngineClosed:
@@ -468,6 +771,14 @@ class Store:
             except Exception as error:
                 self._fail(error)
 
+    async def _trim_log(self) -> None:
+        """Drop what of the log nobody needs, after those who read it were told."""
+        first_seq = self.wal.trim_target(self.checkpoint_seq, self._followers.pinned_seq())
+        if first_seq > self.wal.first_seq:
+            self._trim_seq = first_seq
+            self._followers.log_trimmed(first_seq)
+            await self._maintenance.run(functools.partial(trim_log, self.wal, first_seq, self._log))
+
     # ---- failures --------------------------------------------------------------------------------------------------
 
     def _engine_failed(self, error: EngineFailed) -> None:
@@ -477,7 +788,7 @@ class Store:
 
     def _rebuild(self, error: EngineFailed | EngineClosed) -> None:
         """Begin to reopen LevelDB, unless that is already under way or there is no need for it any more."""
-        if not self._group:
+        if not self._busy:
             self._idle.set()
         if self._state not in (_State.SERVING, _State.STOPPING):
             return
@@ -506,12 +817,17 @@ class Store:
         self._rebuild_task = None
         self.counters.engine_rebuilds += 1
         self._advance(engine.applied.position)
-        self._start_group()
+        # Of entries that were logged when LevelDB failed, followers hear only now.
+        self._followers.published(self._applied.seq + 1, ())
+        if self._append is not None and self._append.entries[-1].seq <= self._applied.seq:
+            self._end_append()
+        else:
+            self._start_group()
 
     async def _replace_engine(self) -> Engine | None:
         """LevelDB, closed and opened again; None when the node fails meanwhile."""
         started_s = self._clock.monotonic_s()
-        if self._group:
+        if self._busy:
             # It is in the commit thread, and its outcome, whatever it is, sets `_idle`.
             await self._idle.wait()
         old = self._engine
@@ -548,7 +864,7 @@ class Store:
 
     def _fail(self, error: BaseException) -> None:
         """The node cannot go on: nothing that waits is told "not written", and the process will exit."""
-        if not self._group:
+        if not self._busy:
             self._idle.set()
         if self._state is _State.FAILED:
             return

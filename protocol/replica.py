@@ -435,7 +435,8 @@ class Follower:
                 assert self.applied_seq == self.durable_seq, "EntriesApplied came before EntriesDurable"
                 if self.serve_from is not None and self.applied_seq >= self.serve_from.seq:
                     self.serve_from = None
-                return self._ack()
+                # Where more is to be made durable, the ack of that says it soon, too.
+                return [] if self._work.appends_next else self._ack()
             case BeginIncoming(incoming, _):
                 self.incoming = incoming
             case StoreChunk(records):

@@ -40,6 +40,11 @@ class WorkQueue:
         return len(self._waiting)
 
     @property
+    def appends_next(self) -> bool:
+        """Whether entries wait at the front, to be appended next."""
+        return bool(self._waiting) and isinstance(self._waiting[0].work, AppendEntries)
+
+    @property
     def under_way(self) -> Work | None:
         return None if self._under_way is None else self._under_way.work
 

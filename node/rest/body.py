@@ -134,6 +134,18 @@ def decode_delete(body: bytes) -> tuple[str, Delete]:
     return key, delete(_encode_key(key, "key"))
 
 
+def check_value(value: bytes) -> None:
+    """Check a value that did not come in a body: that it is one JSON text, with no white space around it.
+
+    Raises:
+        InvalidJson, InvalidRequest: it is not.
+    """
+    _, op = decode_put(b'{"key":"k","value":%b}' % value)
+    if op.value != value:
+        # What looks like one member from inside the object may be several.
+        raise InvalidJson("a value must be exactly one JSON text")
+
+
 def _decode(body: bytes, decoder: msgspec.json.Decoder[_T]) -> _T | None:
     """What a body holds; None when it has to be veiled first."""
     if not body.isascii():

@@ -12,6 +12,7 @@ from kvnode.node.api import NodeApi, StoreApi
 from kvnode.node.clock import Clock, RealClock
 from kvnode.node.config import Address, Config
 from kvnode.node.eventlog import EventLog
+from kvnode.node.rest.cluster import ClusterRoutes
 from kvnode.node.rest.connection import Connection
 from kvnode.node.rest.errors import ANSWERABLE, answerable
 from kvnode.node.rest.operating import OperatingRoutes
@@ -80,6 +81,7 @@ class RestFront:
             ReadRoutes(store, config.max_key_bytes).table,
             RangeRoutes(store, config.max_key_bytes, self._report_broken).table,
             OperatingRoutes(node).table,
+            ClusterRoutes(node, self._bodies).table,
         )
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None

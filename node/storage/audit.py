@@ -16,7 +16,7 @@ from kvnode.node.errors import FileDamaged, StorageError, UnknownFormat
 from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, Repair, StateFiles
 from kvnode.node.storage.logview import Fault, FaultKind, LogPlace, LogView, missing_segments
-from kvnode.node.storage.recovery import evidence_of_durability
+from kvnode.node.storage.recovery import evidence_of_durability, reigned
 from kvnode.node.storage.segment import SegmentRecord
 from kvnode.protocol.types import History, Seq
 
@@ -121,7 +121,7 @@ class Audit:
         if layout is not None:
             if self.identity is None and first_seqs and not self.problems:
                 self.problems.append(self._files(layout).missing(layout.node, "though the directory holds a log"))
-            history = self.history or History()
+            history = reigned(self.identity, self.history or History())
             self.known_durable = evidence_of_durability(first_seqs, history, self.checkpoint_seq, clean)
             view.known_durable = self.known_durable
         for first_seq in first_seqs:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from kvnode.node.errors import FileDamaged, LogDamaged, StorageError
 from kvnode.node.fs import Fs, read_file
 from kvnode.node.storage.datadir import Layout, StateFiles
-from kvnode.node.storage.recovery import evidence_of_durability, explain_corruption
+from kvnode.node.storage.recovery import evidence_of_durability, explain_corruption, reigned
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
     Damage,
@@ -188,7 +188,9 @@ def view_log(fs: Fs, place: LogPlace) -> LogView:
         _load(files.load_clean_stop),
     )
     view = LogView(fs, place.wal, identity.cluster_bytes if identity is not None else None)
-    view.known_durable = evidence_of_durability(view.first_seqs(), history or History(), checkpoint_seq or 0, clean)
+    view.known_durable = evidence_of_durability(
+        view.first_seqs(), reigned(identity, history or History()), checkpoint_seq or 0, clean
+    )
     return view
 
 

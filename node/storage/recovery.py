@@ -70,6 +70,7 @@ class Recovery:
     ) -> None:
         self._fs = fs
         self._layout = layout
+        self._identity = identity
         self._cluster_id = identity.cluster_bytes
         self._open_engine = open_engine
         self._options = options
@@ -188,7 +189,7 @@ class Recovery:
                 self._check_reach(applied, first_seqs, history, checkpoint_seq)
                 replay_after = checkpoint_seq
             known_durable = max(
-                evidence_of_durability(first_seqs, history, checkpoint_seq, clean),
+                evidence_of_durability(first_seqs, reigned(self._identity, history), checkpoint_seq, clean),
                 applied.position.seq if applied.synced else 0,
             )
             found = self._examine_log(first_seqs, history, replay_after, known_durable)
@@ -498,6 +499,14 @@ class _Scan:
             raise LogDamaged(
                 path, record.offset, seq, f"the record has epoch {epoch}, which is not this node's history"
             )
+
+
+def reigned(identity: Identity | None, history: History) -> History:
+    """The part of a history that is evidence of what was durable here: of a replica none.
+
+    A replica makes its primary's history durable before the entries that it names.
+    """
+    return History() if identity is not None and identity.role == "replica" else history
 
 
 def evidence_of_durability(

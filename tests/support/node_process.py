@@ -33,6 +33,7 @@ class NodeProcess:
     Args:
         data: the data directory; made by the node.
         flags: more options of `kvnode start`. `--http` and `--peer` among them replace the chosen ports.
+        join: the peer address of a primary: the node follows it, by `kvnode join`. May be changed between two runs.
         environment: more variables for the process.
 
     Attributes:
@@ -40,8 +41,11 @@ class NodeProcess:
         process: the present or last run, None before the first.
     """
 
-    def __init__(self, data: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, data: Path, *flags: str, join: str | None = None, environment: dict[str, str] | None = None
+    ) -> None:
         self.data = data
+        self.join = join
         self.flags = flags
         self.log: list[str] = []
         self.process: subprocess.Popen[str] | None = None
@@ -90,8 +94,8 @@ class NodeProcess:
             if not any(flag.partition("=")[0] == f"--{name}" for flag in self.flags)
             for text in (f"--{name}", self._addresses.get(name, "127.0.0.1:0"))
         ]
-        start = [sys.executable, "-P", "-m", "kvnode.cli", "start"]
-        return [*start, "--data", str(self.data), *chosen, *self.flags]
+        command = ["start"] if self.join is None else ["join", self.join]
+        return [sys.executable, "-P", "-m", "kvnode.cli", *command, "--data", str(self.data), *chosen, *self.flags]
 
     def start(self) -> None:
         """Begin a run and return at once; see `wait_ready`."""

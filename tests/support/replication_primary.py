@@ -282,9 +282,14 @@ class PrimaryProcess(Process):
         return False
 
     def _check_progress(self, session: Session, durable_seq: Seq) -> None:
-        """What a replica acked is on its disk, unless that was replaced or follows a later primary meanwhile."""
+        """What a replica acked is on its disk, unless that was replaced or follows another primary meanwhile.
+
+        Two primaries that the operator had at a time may reign with the same term.
+        """
         replica = self.world.nodes[session.feed.member.node_id[0]]
-        if session.disks == replica.disks and replica.known_term <= self.disk.history.current.term:
+        own, theirs = self.disk.history.current, replica.disk.history.current
+        is_rivals = theirs.term == own.term and theirs != own
+        if session.disks == replica.disks and replica.known_term <= own.term and not is_rivals:
             acked = position_of(self.disk.history, durable_seq)
             holds = self.world.truth.holds(replica.disk.position, acked)
             assert holds, f"{acked} counts as durable on {replica.disk.position}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvnode.node.api import WriteResult
 from kvnode.node.config import Config
-from kvnode.node.startup import OpenedDirectory, open_directory
+from kvnode.node.startup import OpenedDirectory, begin_reign, open_directory
 from kvnode.node.storage.datadir import Layout
 from kvnode.node.storage.recovery import reopen_engine
 from kvnode.node.store import Store
@@ -75,7 +75,10 @@ class Machine:
 
     def open(self, config: Config, events: CapturedEvents | None = None) -> OpenedDirectory:
         """Start up as a primary does, up to the point from which it could serve."""
-        return open_directory(config, self.disk, self.engines, events or CapturedEvents())
+        log = events or CapturedEvents()
+        opened = open_directory(config, self.disk, self.engines, log)
+        begin_reign(opened, log)
+        return opened
 
 
 class SimulatedNode:

@@ -15,7 +15,7 @@ from kvnode.node.clock import RealClock
 from kvnode.node.config import Address, Config
 from kvnode.node.errors import NotReplica
 from kvnode.node.service import Node
-from kvnode.node.startup import open_directory
+from kvnode.node.startup import begin_reign, open_directory
 from kvnode.node.storage.recovery import reopen_engine
 from support.crash_plan import KEPT
 from support.events import CapturedEvents
@@ -36,6 +36,7 @@ class Served:
         self.captured = CapturedEvents()
         log = self.captured
         self.opened = open_directory(config, machine.disk, machine.engines, log)
+        begin_reign(self.opened, log)
         reopen = functools.partial(reopen_engine, machine.disk, LAYOUT, machine.engines)
         self.node = Node(config, self.opened, reopen, RealClock(), log)
         self.running = asyncio.create_task(self.node.run())
@@ -88,7 +89,12 @@ class Served:
 @asynccontextmanager
 async def serving(machine: Machine | None = None, **settings: Any) -> AsyncIterator[Served]:
     """A node that serves, ended in the end."""
-    defaults = {"name": "n1", "http": Address("127.0.0.1", 0), "wal_segment_bytes": 4096}
+    defaults = {
+        "name": "n1",
+        "http": Address("127.0.0.1", 0),
+        "peer": Address("127.0.0.1", 0),
+        "wal_segment_bytes": 4096,
+    }
     served = Served(machine or Machine.new(), Config(data=DATA, **{**defaults, **settings}))
     try:
         async with aiohttp.ClientSession(await served.listening()) as served.session:
@@ -133,6 +139,7 @@ async def test_status() -> None:
             "primary": None,
             "full_syncs_received": 0,
             "full_syncs_sent": 0,
+            "members": [{"name": "n1", "address": str(served.captured.fields_of("listening")["peer"])}],
         }
 
 
@@ -327,7 +334,7 @@ async def test_an_occupied_address_stops_the_node_cleanly() -> None:
     async with serving() as first:
         address = Address.parse(str(first.captured.fields_of("listening")["http"]))
         machine = Machine.new()
-        second = Served(machine, Config(data=DATA, http=address))
+        second = Served(machine, Config(data=DATA, http=address, peer=Address("127.0.0.1", 0)))
         assert await second.running == 1
         await second.end()
         assert "listening" not in second.captured.names()

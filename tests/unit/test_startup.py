@@ -9,13 +9,14 @@ import pytest
 
 from kvnode.node.clock import Clock
 from kvnode.node.commit import Committer
-from kvnode.node.errors import ConfigError, FileDamaged, UnknownFormat
-from kvnode.node.startup import OpenedDirectory, make_data_directory
+from kvnode.node.errors import FileDamaged, UnknownFormat
+from kvnode.node.startup import OpenedDirectory, begin_reign, make_data_directory, open_directory
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, StateFiles
 from kvnode.node.storage.recovery import read_segments
 from kvnode.node.storage.statefile import encode_state
-from kvnode.protocol.types import Epoch, Reign, Seq, put
+from kvnode.protocol.types import Epoch, History, Reign, Seq, put
 from support.crash_plan import DROPPED, KEPT, Survival
+from support.events import CapturedEvents
 from support.memory_disk import MemoryDisk
 from support.simulated_node import DATA, LAYOUT, Machine, SteppingClock, tiny_config
 
@@ -268,15 +269,34 @@ def test_empty_directories_and_temporaries_are_no_data() -> None:
     assert reigns(machine.open(tiny_config())) == [(1, 1)]
 
 
-def test_a_directory_of_a_replica_is_refused_untouched() -> None:
+def test_a_directory_of_a_replica_opens_without_a_new_epoch() -> None:
     machine = machine_with_data()
-    identity = files_of(machine).load_identity()
+    files = files_of(machine)
+    identity = files.load_identity()
     assert identity is not None
-    files_of(machine).save_identity(replace(identity, role="replica", primary="127.0.0.1:7001"))
-    before = machine.disk.snapshot(DATA)
-    with pytest.raises(ConfigError, match="/data belongs to a replica"):
-        machine.open(tiny_config(name="other"))
-    assert machine.disk.snapshot(DATA) == before
+    files.save_identity(replace(identity, role="replica", primary="127.0.0.1:7001"))
+    history = files.load_history()
+    opened = open_directory(tiny_config(), machine.disk, machine.engines, CapturedEvents())
+    assert (opened.identity.role, opened.identity.primary) == ("replica", "127.0.0.1:7001")
+    assert files.load_history() == history == opened.storage.history
+
+
+def test_a_replica_that_knows_of_reigns_ahead_of_its_log_opens() -> None:
+    """It makes its primary's history durable before the entries that it names: that is no evidence of a loss."""
+    machine = machine_with_data()
+    files = files_of(machine)
+    identity, history = files.load_identity(), files.load_history()
+    assert identity is not None
+    assert history is not None
+    files.save_identity(replace(identity, role="replica", primary="127.0.0.1:7001"))
+    files.save_history(History((*history.reigns, Reign(Epoch.of(9, 9), 1000))))
+    files.remove_clean_stop()
+    opened = open_directory(tiny_config(), machine.disk, machine.engines, CapturedEvents())
+    assert opened.storage.wal.last_seq < 999
+    # Promoted, it leaves out what it never had, and its term is above all that it heard of.
+    begin_reign(opened, CapturedEvents(), seen_term=11)
+    assert opened.storage.history.current.term == 12
+    assert opened.storage.history.reigns[-1].first_seq == opened.storage.wal.last_seq + 1
 
 
 @pytest.mark.parametrize("name", ["node.json", "history", "members", "checkpoint", "clean"])

@@ -1,0 +1,104 @@
+"""Before a node opens its data: a replica's first contact with its primary, and a primary's question who reigns."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kvnode.node.config import Address, Config
+from kvnode.node.errors import JoinRefused
+from kvnode.node.eventlog import EventLog
+from kvnode.node.fs import Fs
+from kvnode.node.replication.members import load_members
+from kvnode.node.replication.probe import Found, ProbeFailed, probe, probe_all
+from kvnode.node.startup import OpenedDirectory, become_replica, load_identity
+from kvnode.node.storage.datadir import Identity
+from kvnode.protocol.messages import Role
+
+#: How long the primary may take to answer, and the pauses between attempts to reach it.
+_ANSWER_S = 5.0
+_RETRY_FIRST_S = 0.25
+_RETRY_LAST_S = 5.0
+
+#: How long the members may take to say who reigns: a start waits for it.
+_ASK_S = 1.0
+
+
+async def join(config: Config, fs: Fs, primary: Address, log: EventLog) -> None:
+    """Make the data directory one of a replica that follows `primary`; waits until that answers.
+
+    A directory that follows it already is left as it is, and nobody is asked.
+
+    Raises:
+        JoinRefused: it cannot be; nothing was changed.
+        StorageError, OSError: of the directory.
+    """
+    identity = load_identity(config, fs)
+    if identity is not None and identity.role == "replica" and identity.primary == str(primary):
+        return
+    if primary in (config.peer, config.advertise):
+        raise JoinRefused(
+            "self_join", f"{primary} is this node's own peer address", "name the primary's, or give this node another"
+        )
+    found = await _reach(primary, identity, log)
+    _check(found, identity, primary)
+    become_replica(config, fs, found.welcome.cluster_id, primary)
+    log.info("joined", primary=primary, name=found.welcome.name, cluster_id=found.welcome.cluster_id.hex())
+
+
+async def _reach(primary: Address, identity: Identity | None, log: EventLog) -> Found:
+    delay_s = _RETRY_FIRST_S
+    cluster_id = identity.cluster_bytes if identity is not None else b""
+    while True:
+        try:
+            return await probe(primary, _ANSWER_S, cluster_id)
+        except ProbeFailed as error:
+            if error.refused is not None:
+                raise JoinRefused(
+                    error.refused,
+                    f"{primary} refuses: {error.message}",
+                    "check the address, or join with an empty data directory"
+                    if error.refused == "wrong_cluster"
+                    else None,
+                ) from error
+            log.warning("join_waits", primary=primary, reason=error.message, retry_s=delay_s)
+        await asyncio.sleep(delay_s)
+        delay_s = min(delay_s * 2, _RETRY_LAST_S)
+
+
+def _check(found: Found, identity: Identity | None, primary: Address) -> None:
+    welcome = found.welcome
+    if identity is not None and welcome.node_id == bytes.fromhex(identity.node_id):
+        raise JoinRefused(
+            "self_join",
+            f"{primary} is this node itself, or a copy of its data directory",
+            "name the primary's address; a copied directory cannot join, begin with an empty one",
+        )
+    if welcome.role is not Role.PRIMARY:
+        raise JoinRefused(
+            "not_primary",
+            f"{welcome.name} at {primary} is a replica, and replicas follow primaries only",
+            "`kvnode status` of that node names its primary",
+        )
+
+
+async def later_term(opened: OpenedDirectory, log: EventLog) -> tuple[int | None, int]:
+    """Ask the members that a primary knows what they have seen, before it begins to reign again.
+
+    Returns:
+        (the term of a primary that has reigned after this node, None if there was none; the highest term seen).
+    """
+    identity, history = opened.identity, opened.storage.history
+    own_id = bytes.fromhex(identity.node_id)
+    members = [each for each in load_members(opened.files) if each.node_id != own_id and each.address]
+    answers = await probe_all([Address.parse(each.address) for each in members], _ASK_S, identity.cluster_bytes)
+    terms = {address: found.term for address, found in answers.items() if isinstance(found, Found)}
+    highest = max(terms.values(), default=0)
+    if highest <= history.current.term:
+        return None, highest
+    log.error(
+        "later_primary_found",
+        term=history.current.term,
+        later_term=highest,
+        told_by=", ".join(str(address) for address, term in terms.items() if term == highest),
+    )
+    return highest, highest

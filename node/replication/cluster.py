@@ -1,0 +1,560 @@
+"""This node among others: its role, who may connect, and where its reads and writes go. The root of replication.
+
+A node is one of these, and changes from one to another only here:
+
+    reigning     the primary: orders writes, streams its log to replicas             `Reign`
+    superseded   a primary that has heard of a later one: reads only                 `superseded_term`
+    following    a replica: takes its primary's log over, forwards writes to it      `Following`, `Forwarder`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from kvnode.node.api import Acks, Item, KeyRange, RangeStream, ReadResult, ReadToken, Record, WriteResult
+from kvnode.node.config import Address
+from kvnode.node.errors import (
+    AlreadyPrimary,
+    Draining,
+    NoPrimary,
+    NotCaughtUp,
+    NotEnoughReplicas,
+    NotPrimary,
+    NotReplica,
+    OutcomeUnknown,
+    PromotionRefused,
+    Syncing,
+)
+from kvnode.node.replication.following import Following
+from kvnode.node.replication.forwarding import Forwarder
+from kvnode.node.replication.link import PeerLink
+from kvnode.node.replication.listener import PeerListener
+from kvnode.node.replication.members import StoredMembers
+from kvnode.node.replication.observing import Observer
+from kvnode.node.replication.ports import Shared
+from kvnode.node.replication.probe import Found, ProbeFailed, probe_all
+from kvnode.node.replication.reign import Reign, not_primary
+from kvnode.node.replication.replicadisk import ReplicaDisk
+from kvnode.node.replication.serving import ClientSession
+from kvnode.node.storage.replicafiles import ReplicaFiles
+from kvnode.node.store import Store
+from kvnode.protocol.fields import LogRecord, Member
+from kvnode.protocol.follow import position_of, reigns_until
+from kvnode.protocol.handshake import Refuse, answer_hello
+from kvnode.protocol.messages import Hello, Purpose, Role, Status, StatusResult, Welcome
+from kvnode.protocol.types import Epoch, Op, Position, Seq
+
+#: How long another node may take to say how far it is.
+PROBE_S = 1.0
+
+#: What ends `kvnode join`, when it is the first thing that the primary says.
+FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "duplicate_node", "unsupported_version"})
+
+#: Hosts that stand for every interface.
+_WILDCARDS = ("0.0.0.0", "::", "[::]")
+
+
+class Cluster:
+    """The node's part in its cluster; implements `StoreApi` for the fronts, and `Followers` for the store."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        store: Store,
+        files: ReplicaFiles,
+        status: Callable[[], dict[str, Any]],
+        on_failure: Callable[[BaseException], None],
+        *,
+        superseded_term: int | None,
+        joining: bool,
+    ) -> None:
+        """Build the parts; `start` opens the doors.
+
+        Args:
+            status: what STATUS is answered with.
+            on_failure: called when the node cannot go on.
+            superseded_term: of a later primary than this one, if there was any.
+            joining: whether a refusal by the primary ends the process, as nothing was there before.
+        """
+        self._shared = shared
+        self._store = store
+        self._files = files
+        self._status = status
+        self._on_failure = on_failure
+        self._joining = joining
+        self._superseded_term = superseded_term
+        self._members = StoredMembers(shared.files, shared.disk)
+        self._replica_disk = ReplicaDisk(shared, files, self._members)
+        self._listener = PeerListener(shared.config, self._greet)
+        self._reign: Reign | None = None
+        self._following: Following | None = None
+        self._forwarder: Forwarder | None = None
+        self._observers: set[Observer] = set()
+        self._draining = False
+        self._promoting = False
+        self._advance_due = False
+        self._encode_json = msgspec.json.Encoder(enc_hook=str).encode
+        store.attach(self)
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> Address:
+        """Listen for peers, and take up the role that the identity says.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        shared = self._shared
+        address = await self._listener.start()
+        shared.address = str(shared.config.advertise or address)
+        if shared.identity.role == "replica":
+            self._follow()
+        elif self._superseded_term is None:
+            self._begin_reign()
+        else:
+            self._log_superseded(self._superseded_term)
+        return address
+
+    def stop_accepting(self) -> None:
+        """Take no new sessions and no writes."""
+        self._draining = True
+        self._listener.stop_accepting()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Give replicas a moment for the last entries."""
+        if self._reign is not None:
+            await self._reign.drain(timeout_s)
+
+    def end_waits(self) -> None:
+        """End what waits for replicas or for the primary, because the node is stopping."""
+        if self._reign is not None:
+            self._reign.end_waits()
+
+    async def stop(self) -> None:
+        """End all sessions, and all work on the disk that they asked for."""
+        self._listener.stop_accepting()
+        if self._forwarder is not None:
+            await self._forwarder.stop()
+        if self._following is not None:
+            await self._following.stop()
+        if self._reign is not None:
+            self._reign.end("draining", "this node is stopping")
+        await self._listener.close("this node is stopping")
+        await self._replica_disk.close()
+        for worker in (self._shared.disk, self._shared.log_reads, self._shared.snapshot_reads):
+            await worker.run(lambda: None)
+            worker.stop()
+
+    # ---- roles ---------------------------------------------------------------------------------------------------
+
+    def _begin_reign(self) -> None:
+        self._reign = Reign(self._shared, self._members, self._superseded)
+        self._store.begin_reign(self._store.history)
+        me = _as_member(self._shared)
+        if me not in self._members.all:
+            self._reign.add_member(me)
+
+    def _follow(self) -> None:
+        shared = self._shared
+        primary = Address.parse(shared.identity.primary or "")
+        self._following = Following(
+            shared, self._replica_disk, self._replica_disk.found(), primary, self._following_failed, self._on_failure
+        )
+        self._forwarder = Forwarder(shared, primary)
+
+    def _following_failed(self, code: str, message: str) -> None:
+        if self._joining and code in FINAL_REFUSALS:
+            self._on_failure(ProbeFailed(message, code))
+
+    def _superseded(self, term: int) -> None:
+        """A later primary has reigned: order nothing any more, and remember it."""
+        shared, own_term = self._shared, self._store.history.current.term
+        reign, self._reign = self._reign, None
+        self._superseded_term = term
+        self._store.end_reign(lambda: not_primary(term, own_term))
+        if reign is not None:
+            reign.end("stale_primary", f"a later primary has reigned with term {term}")
+        self._log_superseded(term)
+        shared.identity = replace(shared.identity, superseded_term=term)
+        identity = shared.identity
+        shared.disk.submit(lambda: shared.files.save_identity(identity), lambda _: None, self._on_failure)
+
+    def _log_superseded(self, term: int) -> None:
+        self._shared.log.error(
+            "superseded",
+            term=self._store.history.current.term,
+            later_term=term,
+            hint="this node takes no more writes; stop it, then `kvnode join PRIMARY:PEERPORT` on its data directory",
+        )
+
+    async def promote(self, *, force: bool) -> dict[str, Any]:
+        """Make this node the primary.
+
+        Returns:
+            What POST /cluster/promote answers.
+
+        Raises:
+            AlreadyPrimary, PromotionRefused, Syncing.
+        """
+        if self._reign is not None:
+            raise AlreadyPrimary(f"{self._shared.identity.name} is the primary", name=self._shared.identity.name)
+        if self._promoting:
+            raise PromotionRefused("a promotion is under way", reason="promotion_under_way", members=[])
+        self._promoting = True
+        try:
+            seen = await self._look_around()
+            self._check_promotion(seen, force=force)
+            await self._promote(max([found.term for found in seen.values() if isinstance(found, Found)], default=0))
+            members = self._describe(seen)
+        finally:
+            self._promoting = False
+        return {
+            "status": "OK",
+            "name": self._shared.identity.name,
+            "epoch": str(self._store.history.current),
+            "last_seq": self._store.applied.seq,
+            "members": members,
+        }
+
+    async def _look_around(self) -> dict[Address, Found | ProbeFailed]:
+        """What the members say, and the primary that this node follows."""
+        shared = self._shared
+        texts = [member.address for member in self._members.all if member.node_id != shared.node_id]
+        texts += [shared.identity.primary or ""]
+        addresses = [Address.parse(text) for text in texts if text]
+        return await probe_all(addresses, PROBE_S, shared.cluster_id)
+
+    def _check_promotion(self, seen: dict[Address, Found | ProbeFailed], *, force: bool) -> None:
+        following, store, shared = self._following, self._store, self._shared
+        if following is not None and not following.machine.serving:
+            # Not even by force: the data show no single state, or are known to be no part of any history.
+            raise Syncing("this node has not finished its full sync and cannot be promoted; promote another one")
+        if force:
+            return
+        mine = position_of(store.history, store.applied.seq)
+        answered = {
+            found.welcome.node_id: found
+            for found in seen.values()
+            if isinstance(found, Found) and found.welcome.node_id != shared.node_id
+        }
+        for found in answered.values():
+            name = found.welcome.name
+            if found.welcome.role is Role.PRIMARY:
+                raise self._refusal("primary_answers", f"{name} answers as the primary", seen)
+        for found in answered.values():
+            if found.position > mine:
+                name = found.welcome.name
+                raise self._refusal(
+                    "member_ahead", f"{name} is ahead: it holds {found.position}, this node {mine}", seen
+                )
+
+    def _refusal(self, reason: str, message: str, seen: dict[Address, Found | ProbeFailed]) -> PromotionRefused:
+        return PromotionRefused(
+            f"{message}; nothing was changed",
+            hint="stop the primary first, or promote the member that is furthest; --force promotes all the same",
+            reason=reason,
+            members=self._describe(seen),
+        )
+
+    def _describe(self, seen: dict[Address, Found | ProbeFailed]) -> list[dict[str, Any]]:
+        """The positions of all members, as far as they could be asked; this node's first."""
+        shared, store = self._shared, self._store
+        mine = position_of(store.history, store.applied.seq)
+        described: list[dict[str, Any]] = [
+            {
+                "name": shared.identity.name,
+                "address": shared.address,
+                "reachable": True,
+                "role": shared.identity.role,
+                "epoch": str(mine.epoch),
+                "last_seq": mine.seq,
+            }
+        ]
+        shown = {shared.node_id}
+        names = {Address.parse(each.address): each.name for each in self._members.all if each.address}
+        for address, found in seen.items():
+            if isinstance(found, ProbeFailed):
+                described.append(
+                    {"name": names.get(address), "address": str(address), "reachable": False, "reason": found.message}
+                )
+            elif found.welcome.node_id not in shown:
+                shown.add(found.welcome.node_id)
+                described.append(
+                    {
+                        "name": found.welcome.name,
+                        "address": str(address),
+                        "reachable": True,
+                        "role": str(found.welcome.role),
+                        "epoch": str(found.position.epoch),
+                        "last_seq": found.position.seq,
+                    }
+                )
+        return described
+
+    async def _promote(self, seen_term: int) -> None:
+        shared, store = self._shared, self._store
+        following, forwarder = self._following, self._forwarder
+        if forwarder is not None:
+            await forwarder.stop()
+        if following is not None:
+            await following.stop()
+        self._following = self._forwarder = None
+        store.end_applied_waits("this node was promoted")
+        last_seq = store.applied.seq
+        own_term = max(store.history.current.term, self._superseded_term or 0)
+        epoch = Epoch.of(1 + max(own_term, seen_term), secrets.randbits(32))
+        history = reigns_until(store.history, last_seq).begin(epoch, last_seq + 1)
+        identity = replace(shared.identity, role="primary", primary=None, superseded_term=None)
+
+        def save() -> None:
+            # The role first: a crash in between begins a new epoch as a primary, too. The other way round it would
+            # leave a replica that tells its primary of a term that nobody reigns with.
+            shared.files.save_identity(identity)
+            shared.files.save_history(history)
+            self._files.incoming.drop()
+            shared.files.remove_serve_from()
+
+        try:
+            await shared.disk.run(save)
+        except Exception as error:
+            self._on_failure(error)
+            raise
+        shared.identity = identity
+        self._superseded_term = None
+        store.use_history(history)
+        store.hold_back(None)
+        shared.log.info("promoted", epoch=epoch, last_seq=last_seq)
+        self._begin_reign()
+
+    async def forget(self, name: str) -> None:
+        """Let a member go that will not return.
+
+        Raises:
+            NotPrimary, MemberNotFound, MemberConnected.
+        """
+        why = self._why_not_primary()
+        if why is not None or self._reign is None:
+            raise NotPrimary(why or "this node is starting")
+        await self._reign.forget(name)
+
+    # ---- StoreApi ------------------------------------------------------------------------------------------------
+
+    @property
+    def applied(self) -> Position:
+        return self._store.applied
+
+    def write(self, ops: Sequence[Op], acks: Acks | None = None) -> asyncio.Future[WriteResult]:
+        if self._reign is not None:
+            return self._store.write(ops, acks)
+        if self._draining:
+            raise Draining("this node is stopping and takes no more writes; nothing was written")
+        if self._forwarder is None:
+            raise NotPrimary(self._why_not_primary() or "this node's role is changing; nothing was written")
+        if self._following is not None and not self._following.machine.serving:
+            raise Syncing("this node is taking over its primary's data; nothing was written")
+        size = self._store.check_limits(ops)
+        return self._forwarder.write(ops, acks, size)
+
+    def cached(self, key: bytes) -> Record | None:
+        return self._store.cached(key)
+
+    async def read(self, key: bytes) -> ReadResult:
+        return await self._store.read(key)
+
+    async def read_range(self, wanted: KeyRange, encode: Callable[[Sequence[Item]], bytes]) -> RangeStream:
+        return await self._store.read_range(wanted, encode)
+
+    async def wait_applied(self, token: ReadToken) -> None:
+        await self._store.wait_applied(token)
+
+    # ---- Followers -----------------------------------------------------------------------------------------------
+
+    def admit(self, acks: Acks) -> int:
+        if self._reign is None:
+            raise NotEnoughReplicas("no replica follows this node; nothing was written", asked=acks.count, following=0)
+        return self._reign.admit(acks)
+
+    def hold(self, future: asyncio.Future[WriteResult], result: WriteResult, wanted: int, timeout_s: float) -> None:
+        if self._reign is not None:
+            self._reign.hold(future, result, wanted, timeout_s)
+        elif not future.done():
+            # The reign ended while the write was on its way to the log.
+            future.set_exception(OutcomeUnknown("the write is durable on this node, which is not the primary any more"))
+            future.exception()
+
+    def published(self, first_seq: Seq, records: Sequence[LogRecord]) -> None:
+        if records:
+            self._shared.tail.add(first_seq, records)
+        if not self._advance_due:
+            self._advance_due = True
+            self._shared.loop.call_soon(self._advance)
+
+    def pinned_seq(self) -> Seq | None:
+        return None if self._reign is None else self._reign.pins.lowest_seq
+
+    def log_trimmed(self, first_seq: Seq) -> None:
+        if self._reign is not None:
+            self._reign.log_trimmed(first_seq)
+
+    def log_replaced(self) -> None:
+        self._shared.tail.clear()
+        for observer in list(self._observers):
+            observer.log_replaced()
+
+    def _advance(self) -> None:
+        self._advance_due = False
+        seq = self._store.applied.seq
+        if self._reign is not None:
+            self._reign.log_advanced(seq)
+        elif self._following is not None:
+            self._following.published(seq)
+        for observer in list(self._observers):
+            observer.published()
+
+    # ---- peers ---------------------------------------------------------------------------------------------------
+
+    def _greet(self, link: PeerLink, hello: Hello) -> None:
+        """Answer a HELLO."""
+        shared, reign = self._shared, self._reign
+        sessions = reign.sessions if reign is not None else ()
+        answer = answer_hello(hello, shared.cluster_id, shared.me, self._members.all, sessions)
+        if isinstance(answer, Refuse):
+            shared.log.warning(
+                "peer_refused", address=link.peer, name=hello.name, code=answer.error.code, reason=answer.error.message
+            )
+            link.refuse(answer.error.code, answer.error.message)
+            return
+        link.trust()
+        store = self._store
+        role = Role.PRIMARY if shared.identity.role == "primary" else Role.REPLICA
+        link.send(
+            Welcome(
+                answer.version,
+                shared.cluster_id,
+                shared.node_id,
+                shared.identity.name,
+                role,
+                store.history,
+                store.applied.seq,
+                (),
+            )
+        )
+        if hello.purpose is Purpose.OBSERVE:
+            observer = Observer(shared, link, lambda: self._members.all, self._answer_status, self._observers.discard)
+            self._observers.add(observer)
+            link.owner = observer
+        elif hello.purpose is Purpose.REPLICA and reign is not None:
+            link.owner = reign.begin_feed(link, hello, _reachable(hello.address, link.peer_host))
+        else:
+            link.owner = ClientSession(
+                shared, link, self._forwarded(hello.node_id), self._answer_status, self._why_not_primary
+            )
+
+    def _forwarded(self, node_id: bytes) -> Callable[[Sequence[Op], Acks], asyncio.Future[WriteResult]]:
+        """What orders the writes of a client, which may be a replica that forwards them."""
+
+        def write(ops: Sequence[Op], acks: Acks) -> asyncio.Future[WriteResult]:
+            if self._reign is not None:
+                self._reign.hurry(node_id)
+            return self._store.write(ops, acks)
+
+        return write
+
+    def _answer_status(self, link: PeerLink, frame: Status) -> None:
+        link.send(StatusResult(frame.request_id, self._encode_json(self._status())))
+
+    def _why_not_primary(self) -> str | None:
+        """Why this node orders no writes; None = it does."""
+        if self._reign is not None:
+            return None
+        identity = self._shared.identity
+        if self._superseded_term is not None:
+            return f"a later primary than {identity.name} has reigned with term {self._superseded_term}"
+        return f"{identity.name} is a replica, its primary is at {identity.primary}"
+
+    # ---- what is told of it --------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The members of /status that are about the cluster."""
+        disk = self._replica_disk
+        status: dict[str, Any] = {
+            "role": self._shared.identity.role,
+            "replicas": self._reign.status_of_replicas() if self._reign is not None else [],
+            "primary": self._status_of_primary(),
+            "full_syncs_received": disk.full_syncs_received,
+            "full_syncs_sent": self._reign.full_syncs_sent if self._reign is not None else 0,
+            "members": [{"name": each.name, "address": each.address} for each in self._members.all],
+        }
+        if self._superseded_term is not None:
+            status["fenced"] = self._why_not_primary()
+        if disk.diverged:
+            status["diverged"] = disk.diverged
+        if self._following is not None and self._following.machine.incoming is not None:
+            status["sync"] = {"state": "receiving", "keys": disk.incoming_keys}
+        elif self._following is not None and not self._following.machine.serving:
+            status["sync"] = {"state": "replaying", "keys": disk.incoming_keys}
+        return status
+
+    def _status_of_primary(self) -> dict[str, Any] | None:
+        following = self._following
+        if following is None:
+            return None
+        status: dict[str, Any] = {
+            "address": following.link_address,
+            "connected": following.machine.connected,
+            "lag_entries": following.lag_entries,
+            "lag_s": round(following.lag_s, 3),
+        }
+        if following.last_error is not None and not following.machine.connected:
+            code, message = following.last_error
+            status["error"] = {"code": code, "message": message}
+        return status
+
+    def check_ready(self, max_lag: int | None) -> None:
+        """Return if a replica is as near to its primary as is asked for.
+
+        Raises:
+            Syncing, NoPrimary, NotCaughtUp.
+        """
+        following = self._following
+        if following is None:
+            return
+        if not following.machine.serving:
+            raise Syncing("this node has not finished its full sync")
+        if max_lag is None:
+            return
+        if not following.machine.connected:
+            raise NoPrimary(f"the primary at {following.link_address} is not connected")
+        if following.lag_entries > max_lag:
+            raise NotCaughtUp(f"{following.lag_entries} entries behind the primary", lag=following.lag_entries)
+
+    def check_role(self, role: str) -> None:
+        """Return if this node acts in `role`, else raise `NotPrimary` or `NotReplica`."""
+        identity = self._shared.identity
+        if role == "primary":
+            why = self._why_not_primary()
+            if why is not None:
+                raise NotPrimary(why)
+        elif identity.role != role:
+            raise NotReplica(f"this node is a {identity.role}")
+
+
+def _reachable(address: str, seen_host: str) -> str:
+    """The address of a peer's own port: where it named every interface, at the one that it was seen to come from."""
+    if not address:
+        return ""
+    parsed = Address.parse(address)
+    return str(Address(seen_host, parsed.port)) if parsed.host in _WILDCARDS else address
+
+
+def _as_member(shared: Shared) -> Member:
+    """This node as others may reach it; of one that listens on every interface only they know where that is."""
+    me = shared.me
+    host = Address.parse(me.address).host
+    return me._replace(address="") if host in _WILDCARDS else me

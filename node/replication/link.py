@@ -1,0 +1,217 @@
+"""One connection of the peer protocol: bytes to frames and back, and how far sending is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+from kvnode.node.config import Address
+from kvnode.protocol.codec import FrameDecoder, encode
+from kvnode.protocol.errors import LocalProtocolError, RemoteProtocolError
+from kvnode.protocol.messages import Error, Message
+from kvnode.protocol.session import TransportProgressed
+
+#: What the transport may hold back before `writable` turns False, and again where that ends. Below what a feed allows
+#: itself, so that a feed that stopped for want of room is always told when there is room again.
+HIGH_WATER_BYTES = 2 * 1024 * 1024
+_LOW_WATER_BYTES = 512 * 1024
+
+#: The largest frame of a peer that has not said who it is: msgpack makes many times its size of a hostile one.
+STRANGER_FRAME_BYTES = 16 * 1024
+
+#: How long the last bytes of a closed connection may take to leave.
+_LINGER_S = 5.0
+
+#: How long the rest of a frame may take to make any progress.
+FRAME_STALL_S = 30.0
+
+
+class LinkOwner(Protocol):
+    """Who is told of what happens on a link. Nothing is told any more after `link_lost`."""
+
+    def link_made(self, link: PeerLink) -> None:
+        """The connection is there."""
+
+    def frame_received(self, link: PeerLink, message: Message) -> None:
+        """A frame came."""
+
+    def link_drained(self, link: PeerLink) -> None:
+        """The transport has room again after it had none."""
+
+    def link_lost(self, link: PeerLink, reason: str) -> None:
+        """The connection has ended, whoever ended it."""
+
+
+class PeerLink(asyncio.Protocol):
+    """A connection, accepted or made. Lives on one event loop.
+
+    Attributes:
+        peer: HOST:PORT of the other side, once connected.
+        peer_host: its host alone.
+        written: bytes handed to the transport.
+        keeps_half_closed: whether a peer that will send no more still gets what is sent to it.
+    """
+
+    def __init__(self, owner: LinkOwner, max_frame_bytes: int, *, stranger: bool) -> None:
+        """A link that will be connected.
+
+        Args:
+            max_frame_bytes: of either direction, once the peer is known.
+            stranger: whether the peer has to say who it is before it may send large frames.
+        """
+        self.owner = owner
+        self.peer = "?"
+        self.peer_host = "?"
+        self.written = 0
+        self.keeps_half_closed = False
+        self._max_frame_bytes = max_frame_bytes
+        self._decoder = FrameDecoder(min(max_frame_bytes, STRANGER_FRAME_BYTES) if stranger else max_frame_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+        self._reason = "the other side closed the connection"
+        # Frames of this turn of the loop: a transport would make a system call of each.
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._linger: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+
+    # ---- sending -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames can be sent, and those that come are told."""
+        return self._transport is not None and not self._closing
+
+    @property
+    def progress(self) -> TransportProgressed:
+        """How far sending is."""
+        return TransportProgressed(self.written, self.written - self.held_bytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """What was sent and has not left this process."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size() + self._unsent_bytes
+
+    def send(self, message: Message) -> None:
+        """Send a frame, without waiting; on a link that is not open, nothing."""
+        self.send_bytes(encode(message, self._max_frame_bytes))
+
+    def send_bytes(self, frames: bytes) -> None:
+        """Send frames that are encoded already."""
+        if self._transport is None or self._closing:
+            return
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(frames)
+        self._unsent_bytes += len(frames)
+        self.written += len(frames)
+
+    def _flush(self) -> None:
+        unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
+        if self._transport is not None and unsent and not self._transport.is_closing():
+            self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+    # ---- receiving -----------------------------------------------------------------------------------------------
+
+    def trust(self) -> None:
+        """The peer has said who it is: take frames of the full size."""
+        self._decoder.max_frame_bytes = self._max_frame_bytes
+
+    def pause_reading(self) -> None:
+        """Take no more bytes."""
+        if self._transport is not None and not self._closing:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take bytes again."""
+        if self._transport is not None and not self._closing:
+            self._transport.resume_reading()
+
+    # ---- ending --------------------------------------------------------------------------------------------------
+
+    def refuse(self, code: str, message: str) -> None:
+        """Tell the peer why, and close."""
+        if self.is_open:
+            self.send(Error(code, message))
+            self.close(f"{code}: {message}")
+
+    def close(self, reason: str) -> None:
+        """Close once what was sent has left, or after a while all the same."""
+        if self._closing or self._transport is None:
+            return
+        self._flush()
+        self._closing = True
+        self._reason = reason
+        self._linger = self._loop.call_later(_LINGER_S, self._transport.abort)
+        self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Close at once; what has not left is dropped."""
+        if self._transport is None:
+            return
+        if not self._closing:
+            self._reason = reason
+        self._closing = True
+        self._transport.abort()
+
+    # ---- asyncio.Protocol ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's is one in all but its class.
+        transport = self._transport = cast(asyncio.Transport, transport)
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=_LOW_WATER_BYTES)
+        address = transport.get_extra_info("peername")
+        if address:
+            self.peer_host = str(address[0])
+            self.peer = str(Address(self.peer_host, address[1]))
+        self.owner.link_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        decoder = self._decoder
+        try:
+            decoder.feed(data)
+            for message in decoder:
+                self.owner.frame_received(self, message)
+                if not self.is_open:
+                    return
+        except RemoteProtocolError as error:
+            self.refuse(error.code, str(error))
+        except LocalProtocolError as error:
+            # What this node would have sent cannot be: a bug here, which must not look like the peer's.
+            self.refuse("internal", str(error))
+            raise
+        self._watch_frame()
+
+    def eof_received(self) -> bool:
+        if self._decoder.pending_bytes and not self._closing:
+            self.refuse("protocol_error", "the stream ends inside a frame")
+        # Refused links close by themselves once the ERROR frame has left.
+        return self.keeps_half_closed or self._closing
+
+    def resume_writing(self) -> None:
+        if not self._closing:
+            self.owner.link_drained(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for timer in (self._linger, self._stall):
+            if timer is not None:
+                timer.cancel()
+        if not self._closing and error is not None:
+            self._reason = f"the connection was lost: {error}"
+        self._closing = True
+        self._transport = None
+        self.owner.link_lost(self, self._reason)
+
+    def _watch_frame(self) -> None:
+        """Give the rest of a frame that has begun a while to come; each byte begins the while anew."""
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        if self._decoder.pending_bytes and not self._closing:
+            self._stall = self._loop.call_later(FRAME_STALL_S, self._end_stalled)
+
+    def _end_stalled(self) -> None:
+        self.refuse("protocol_error", f"the rest of a frame did not come within {FRAME_STALL_S:g} s")

@@ -1,0 +1,134 @@
+"""Sessions of purposes `client` and `probe`, and of whoever asks a node for what it cannot do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from kvnode.node.api import Acks, WriteResult
+from kvnode.node.errors import InvalidRequest, NotPrimary
+from kvnode.node.replication.link import PeerLink
+from kvnode.node.replication.ports import Shared
+from kvnode.node.rest.body import check_value
+from kvnode.protocol.errors import KvError
+from kvnode.protocol.messages import Message, Ping, Status, Subscribe, Write
+from kvnode.protocol.messages import WriteResult as WriteResultFrame
+from kvnode.protocol.types import Epoch, Op, Put
+
+_encode_json = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class ClientSession:
+    """A client or a probe. Implements `LinkOwner`."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        link: PeerLink,
+        write: Callable[[Sequence[Op], Acks], asyncio.Future[WriteResult]],
+        answer_status: Callable[[PeerLink, Status], None],
+        why_not_primary: Callable[[], str | None],
+    ) -> None:
+        """Its HELLO was answered with WELCOME.
+
+        Args:
+            write: orders a write here, for a node that is the primary.
+            why_not_primary: why this node takes no WRITE and no SUBSCRIBE; None = it does.
+        """
+        self.link = link
+        self._shared = shared
+        self._write = write
+        self._answer_status = answer_status
+        self._why_not_primary = why_not_primary
+
+    def link_made(self, link: PeerLink) -> None:
+        raise AssertionError("a session begins on a link that is there")
+
+    def frame_received(self, link: PeerLink, message: Message) -> None:
+        match message:
+            case Write():
+                self._take_write(message)
+            case Ping():
+                link.send(Ping(self._shared.store.applied.seq, self._shared.clock.now_ms()))
+            case Status():
+                self._answer_status(link, message)
+            case Subscribe():
+                why = self._why_not_primary()
+                if why is None:
+                    link.refuse("protocol_error", "SUBSCRIBE is for the purposes replica and observe")
+                else:
+                    link.refuse("not_primary", why)
+            case _:
+                link.refuse("protocol_error", f"{message.TYPE.name} is not what such a session sends")
+
+    def link_drained(self, link: PeerLink) -> None:
+        """Answers are small, and as many as the requests that were taken."""
+
+    def link_lost(self, link: PeerLink, reason: str) -> None:
+        """Writes that were taken go on; nobody is told of them."""
+
+    def _take_write(self, frame: Write) -> None:
+        try:
+            why = self._why_not_primary()
+            if why is not None:
+                raise NotPrimary(why)
+            _check_ops(frame.ops)
+            acks = Acks(frame.acks, frame.ack_timeout_ms / 1000)
+            future = self._write(frame.ops, acks)
+        except KvError as error:
+            self.link.send(_refusal(frame.request_id, error))
+            return
+        future.add_done_callback(lambda done: self._answer(frame.request_id, done))
+
+    def _answer(self, request_id: int, done: asyncio.Future[WriteResult]) -> None:
+        if not self.link.is_open:
+            if not done.cancelled():
+                done.exception()
+            return
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            position, deleted = done.result()
+            self.link.send(WriteResultFrame(request_id, position.epoch, position.seq, deleted, None, None, None))
+        elif isinstance(error, KvError):
+            self.link.send(_refusal(request_id, error))
+        else:
+            self._shared.log.error("forwarded_write_failed", error=error, address=self.link.peer)
+            self.link.send(WriteResultFrame(request_id, Epoch(0), 0, 0, "internal", "the primary failed", None))
+
+
+def _check_ops(ops: tuple[Op, ...]) -> None:
+    """Whoever speaks this protocol may send any bytes; what is stored must be what REST can give back.
+
+    Raises:
+        InvalidRequest: a key is not UTF-8, a value is not JSON, or something of a later version is in it.
+    """
+    for op in ops:
+        try:
+            op.key.decode("utf-8")
+        except UnicodeDecodeError:
+            raise InvalidRequest("key", "a key is not UTF-8") from None
+        if isinstance(op, Put):
+            if op.expires_ms:
+                raise InvalidRequest("expires_ms", "this version stores nothing that expires")
+            check_value(op.value)
+
+
+def _refusal(request_id: int, error: KvError) -> WriteResultFrame:
+    fields = dict(error.fields)
+    if error.hint is not None:
+        fields["hint"] = error.hint
+    seq = fields.get("seq", 0)
+    epoch = Epoch.parse(fields["epoch"]) if seq and "epoch" in fields else Epoch(0)
+    return WriteResultFrame(
+        request_id,
+        epoch,
+        seq if epoch else 0,
+        0,
+        error.code,
+        error.message,
+        _encode_json(fields) if fields else None,
+    )
