@@ -22,6 +22,7 @@ from kvnode.node.config import Address
 from kvnode.node.errors import (
     AlreadyPrimary,
     Draining,
+    JoinRefused,
     NoPrimary,
     NotCaughtUp,
     NotEnoughReplicas,
@@ -54,7 +55,9 @@ from kvnode.protocol.types import Epoch, Op, Position, Seq
 PROBE_S = 1.0
 
 #: What ends `kvnode join`, when it is the first thing that the primary says.
-FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "duplicate_node", "unsupported_version"})
+FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "unsupported_version"})
+#: And this does, if it is still said after so long.
+_DUPLICATE_S = 12.0
 
 #: Hosts that stand for every interface.
 _WILDCARDS = ("0.0.0.0", "::", "[::]")
@@ -169,8 +172,13 @@ class Cluster:
         self._forwarder = Forwarder(shared, primary)
 
     def _following_failed(self, code: str, message: str) -> None:
-        if self._joining and code in FINAL_REFUSALS:
-            self._on_failure(ProbeFailed(message, code))
+        following = self._following
+        if not self._joining or following is None or following.was_connected:
+            return
+        # The session of this directory's last process may be there until its silence is noticed.
+        is_final = following.age_s >= _DUPLICATE_S if code == "duplicate_node" else code in FINAL_REFUSALS
+        if is_final:
+            self._on_failure(JoinRefused(code, message, None))
 
     def _superseded(self, term: int) -> None:
         """A later primary has reigned: order nothing any more, and remember it."""

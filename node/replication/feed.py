@@ -110,6 +110,9 @@ class FeedSession:
     def link_drained(self, link: PeerLink) -> None:
         self.step(link.progress)
 
+    def peer_finished(self, link: PeerLink) -> bool:
+        return False
+
     def link_lost(self, link: PeerLink, reason: str) -> None:
         if self._ended:
             # The session was replaced by a newer one before its connection was gone.

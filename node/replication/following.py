@@ -71,6 +71,7 @@ class Following:
     Attributes:
         machine: the state machine.
         last_error: (code, message) of what went wrong last with the primary; None once entries flow.
+        was_connected: whether the primary has ever streamed to this node.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Following:
             on_failure: told once when the disk fails in a way after which the process must end.
         """
         self.last_error: tuple[str, str] | None = None
+        self.was_connected = False
         self._shared = shared
         self._disk = disk
         self._primary = primary
@@ -107,7 +109,7 @@ class Following:
         self._working.set()
         self._logged: tuple[str, float] | None = None
         #: when this node was last level with what the primary had said
-        self._level_at = self._loop.time()
+        self._began_at = self._level_at = self._loop.time()
         self._task: asyncio.Task[None] | None = None
         self._alarm = Alarm(self._loop, self._tick)
         self._alarm.set(self._loop.time())
@@ -124,6 +126,11 @@ class Following:
     def lag_s(self) -> float:
         """For how long this node has lacked something that the primary is known to have."""
         return self._loop.time() - self._level_at if self.lag_entries else 0.0
+
+    @property
+    def age_s(self) -> float:
+        """For how long this node has followed, or tried to."""
+        return self._loop.time() - self._began_at
 
     @property
     def link_address(self) -> str:
@@ -158,6 +165,9 @@ class Following:
         if link is self._link:
             self._step(link.progress)
 
+    def peer_finished(self, link: PeerLink) -> bool:
+        return False
+
     def link_lost(self, link: PeerLink, reason: str) -> None:
         if link is self._link:
             self._link = None
@@ -179,6 +189,7 @@ class Following:
         finally:
             self._stepping = False
         self._show_serving()
+        self.was_connected |= machine.connected
         if not self._stopping:
             self._alarm.set(machine.wake_at)
 

@@ -173,6 +173,9 @@ class Forwarder:
     def link_drained(self, link: PeerLink) -> None:
         """What is sent is bounded by what may wait for an answer."""
 
+    def peer_finished(self, link: PeerLink) -> bool:
+        return False
+
     def link_lost(self, link: PeerLink, reason: str) -> None:
         if link is self._link:
             self._link = None

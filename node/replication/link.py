@@ -38,6 +38,9 @@ class LinkOwner(Protocol):
     def link_drained(self, link: PeerLink) -> None:
         """The transport has room again after it had none."""
 
+    def peer_finished(self, link: PeerLink) -> bool:
+        """The peer will send no more; returns whether it is still to be sent something, else the link closes."""
+
     def link_lost(self, link: PeerLink, reason: str) -> None:
         """The connection has ended, whoever ended it."""
 
@@ -49,7 +52,6 @@ class PeerLink(asyncio.Protocol):
         peer: HOST:PORT of the other side, once connected.
         peer_host: its host alone.
         written: bytes handed to the transport.
-        keeps_half_closed: whether a peer that will send no more still gets what is sent to it.
     """
 
     def __init__(self, owner: LinkOwner, max_frame_bytes: int, *, stranger: bool) -> None:
@@ -63,7 +65,6 @@ class PeerLink(asyncio.Protocol):
         self.peer = "?"
         self.peer_host = "?"
         self.written = 0
-        self.keeps_half_closed = False
         self._max_frame_bytes = max_frame_bytes
         self._decoder = FrameDecoder(min(max_frame_bytes, STRANGER_FRAME_BYTES) if stranger else max_frame_bytes)
         self._transport: asyncio.Transport | None = None
@@ -189,7 +190,7 @@ class PeerLink(asyncio.Protocol):
         if self._decoder.pending_bytes and not self._closing:
             self.refuse("protocol_error", "the stream ends inside a frame")
         # Refused links close by themselves once the ERROR frame has left.
-        return self.keeps_half_closed or self._closing
+        return self._closing or self.owner.peer_finished(self)
 
     def resume_writing(self) -> None:
         if not self._closing:

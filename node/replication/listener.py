@@ -123,12 +123,9 @@ class _Greeting:
 
     def link_made(self, link: PeerLink) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._give_up, link)
-        # A stream that was prepared in a file may end before it was answered.
-        link.keeps_half_closed = True
 
     def frame_received(self, link: PeerLink, message: Message) -> None:
         self._end()
-        link.keeps_half_closed = False
         if isinstance(message, Hello):
             self._greet(link, message)
         else:
@@ -136,6 +133,9 @@ class _Greeting:
 
     def link_drained(self, link: PeerLink) -> None:
         """Nothing was sent."""
+
+    def peer_finished(self, link: PeerLink) -> bool:
+        return False
 
     def link_lost(self, link: PeerLink, reason: str) -> None:
         self._end()

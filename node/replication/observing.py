@@ -17,7 +17,8 @@ from kvnode.protocol.types import Seq
 #: Payload bytes of one ENTRIES frame.
 _FRAME_BYTES = 256 * 1024
 
-#: It may be silent for ever, and is dropped when it takes nothing for so long; see `Timing.stall_s`.
+#: It may be silent for ever, and is dropped when it takes nothing for a while. It is sent fewer PINGs than a replica:
+#: people read them.
 _TIMING = Timing(ping_s=5.0, silence_s=float("inf"))
 
 
@@ -48,7 +49,6 @@ class Observer:
         self._heartbeat = Heartbeat(_TIMING, shared.loop.time())
         self._alarm = Alarm(shared.loop, self._tick)
         self._alarm.set(self._heartbeat.wake_at)
-        link.keeps_half_closed = True
 
     def published(self) -> None:
         """There are new entries."""
@@ -76,6 +76,9 @@ class Observer:
 
     def link_drained(self, link: PeerLink) -> None:
         self._send_on()
+
+    def peer_finished(self, link: PeerLink) -> bool:
+        return True
 
     def link_lost(self, link: PeerLink, reason: str) -> None:
         self._ended = True
@@ -145,7 +148,8 @@ class Observer:
     def _tick(self) -> None:
         now = self._shared.loop.time()
         self._heartbeat.progressed(self._link.progress, now)
-        self._heartbeat.ping_due(now)
+        if self._heartbeat.ping_due(now):
+            self._link.send(Ping(self._shared.store.applied.seq, self._shared.clock.now_ms()))
         dead = self._heartbeat.dead(now)
         if dead is not None:
             self._link.abort(dead.message)

@@ -132,6 +132,9 @@ class _Asking:
     def link_drained(self, link: PeerLink) -> None:
         """One small frame is sent."""
 
+    def peer_finished(self, link: PeerLink) -> bool:
+        return False
+
     def link_lost(self, link: PeerLink, reason: str) -> None:
         if not self.answer.done():
             self.answer.set_exception(ProbeFailed(f"{link.peer}: {reason}"))

@@ -42,6 +42,9 @@ class ClientSession:
         self._write = write
         self._answer_status = answer_status
         self._why_not_primary = why_not_primary
+        #: writes that were taken and are not answered
+        self._unanswered = 0
+        self._finished = False
 
     def link_made(self, link: PeerLink) -> None:
         raise AssertionError("a session begins on a link that is there")
@@ -66,6 +69,10 @@ class ClientSession:
     def link_drained(self, link: PeerLink) -> None:
         """Answers are small, and as many as the requests that were taken."""
 
+    def peer_finished(self, link: PeerLink) -> bool:
+        self._finished = True
+        return self._unanswered > 0
+
     def link_lost(self, link: PeerLink, reason: str) -> None:
         """Writes that were taken go on; nobody is told of them."""
 
@@ -80,15 +87,17 @@ class ClientSession:
         except KvError as error:
             self.link.send(_refusal(frame.request_id, error))
             return
+        self._unanswered += 1
         future.add_done_callback(lambda done: self._answer(frame.request_id, done))
 
     def _answer(self, request_id: int, done: asyncio.Future[WriteResult]) -> None:
-        if not self.link.is_open:
-            if not done.cancelled():
-                done.exception()
-            return
-        if done.cancelled():
-            return
+        self._unanswered -= 1
+        if not done.cancelled():
+            self._send_outcome(request_id, done)
+        if self._finished and not self._unanswered:
+            self.link.close("the other side has its answers")
+
+    def _send_outcome(self, request_id: int, done: asyncio.Future[WriteResult]) -> None:
         error = done.exception()
         if error is None:
             position, deleted = done.result()
