@@ -114,7 +114,6 @@ class IncomingStore:
         fs.remove_tree(path)
         engine = self._open_engine(path, paranoid=True)
         try:
-            fs.sync_directory(layout.incoming)
             self._files.save_incoming(incoming)
         except BaseException:
             engine.close(_CLOSE_TIMEOUT_S)
@@ -277,8 +276,7 @@ def _complete(fs: Fs, layout: Layout, files: StateFiles, swap: Swap) -> None:
         files.remove_serve_from()
     files.remove_clean_stop()
     files.remove_repair()
-    # What is in incoming/ from now on is the old data, which nobody must take for a sync to be resumed.
-    files.remove_incoming()
+    # From now on incoming/ holds old data only: without its LevelDB, nobody takes it for a sync to be resumed.
     files.remove_swap()
     fs.remove_tree(layout.incoming)
     fs.sync_directory(layout.root)

@@ -27,14 +27,14 @@ STORED_MEMBERS = tuple(Member(each.node_id.hex(), each.name, each.address) for e
 SYNC = Incoming(b"s" * 16, first=Position(FIRST_REIGN, 50), latest=Position(SECOND_REIGN, 70))
 
 
-def record(number: int) -> SnapshotRecord:
+def record(number: int, value: bytes = b"1") -> SnapshotRecord:
     """A record of the primary's, in the order of their numbers."""
-    return SnapshotRecord(b"new%05d" % number, number % 50 + 1, FIRST_REIGN, 0, b'"%d"' % number)
+    return SnapshotRecord(b"new%05d" % number, number % 50 + 1, FIRST_REIGN, 0, value)
 
 
-def records(first: int, last: int) -> list[SnapshotRecord]:
+def records(first: int, last: int, value: bytes = b"1") -> list[SnapshotRecord]:
     """Those of some numbers."""
-    return [record(number) for number in range(first, last + 1)]
+    return [record(number, value) for number in range(first, last + 1)]
 
 
 def as_replica(rig: StorageRig) -> StorageRig:
@@ -62,12 +62,15 @@ def as_stored(copied: Sequence[SnapshotRecord]) -> dict[bytes, Record]:
     return {each.key: Record(Position(each.epoch, each.seq), each.expires_ms, each.value) for each in copied}
 
 
-def check_own(rig: StorageRig, last_seq: int) -> Storage:
-    """The replica's own data are there, as `StorageRig.write_puts` made them, and nothing else."""
-    storage = rig.recover()
+def check_own(rig: StorageRig, last_seq: int, storage: Storage | None = None) -> Storage:
+    """The replica's own data are there, as `StorageRig.write_puts` made them, and nothing else.
+
+    Args:
+        storage: what was recovered; None to do that here.
+    """
+    storage = storage or rig.recover()
     assert storage.wal.first_seq == 1
     check_holds(storage, last_seq)
-    assert not storage.engine.scan_records(b"k").next_records(1) or last_seq
     assert not any(each.key.startswith(b"new") for each in storage.engine.scan_records(b"").next_records(1 << 20))
     assert storage.history != HISTORY
     assert rig.files.load_members() != STORED_MEMBERS
@@ -75,9 +78,15 @@ def check_own(rig: StorageRig, last_seq: int) -> Storage:
     return storage
 
 
-def check_replaced(rig: StorageRig, sync: Incoming, copied: Sequence[SnapshotRecord]) -> Storage:
-    """The primary's data are there and nothing else: recovered as start-up and a running node would."""
-    storage = rig.recover()
+def check_replaced(
+    rig: StorageRig, sync: Incoming, copied: Sequence[SnapshotRecord], storage: Storage | None = None
+) -> Storage:
+    """The primary's data are there and nothing else but, perhaps, another sync.
+
+    Args:
+        storage: what was recovered; None to do that here.
+    """
+    storage = storage or rig.recover()
     first = sync.first
     assert storage.wal.segments == [Segment(first.seq + 1, first.seq, HEADER_BYTES)]
     assert storage.wal.last_seq == first.seq
@@ -88,7 +97,6 @@ def check_replaced(rig: StorageRig, sync: Incoming, copied: Sequence[SnapshotRec
     assert rig.files.load_serve_from() == (sync.latest if sync.latest.seq > first.seq else None)
     assert storage.engine.copied_key() == b""
     assert storage.engine.scan_records(b"").next_records(1 << 30) == sorted(copied)
-    assert not rig.disk.exists(rig.layout.incoming)
     assert not rig.disk.exists(rig.layout.swap)
     assert rig.files.load_repair() is None
     return storage

@@ -210,12 +210,13 @@ def test_what_is_left_of_others_is_removed_and_strangers_are_left_alone() -> Non
     ("operation", "path"),
     [("make_directory", "*/incoming"), ("engine_open_paranoid", "*/incoming/*"), ("write_at", "*/incoming/sync.tmp")],
 )
-def test_a_full_disk_leaves_the_sync_before_as_it_is(operation: str, path: str) -> None:
+@pytest.mark.parametrize("partial", [0, 1])
+def test_a_full_disk_leaves_the_sync_before_as_it_is(operation: str, path: str, partial: float) -> None:
     rig, _ = rig_with_data()
     store = open_incoming(rig)
     store.begin(SYNC, resumed=False)
     store.store(records(0, 9))
-    rig.disk.plan.fail((operation, path), errno.ENOSPC)
+    rig.disk.plan.fail((operation, path), errno.ENOSPC, partial=partial)
     with pytest.raises((OSError, EngineFailed)) as caught:
         store.begin(OTHER, resumed=False)
     assert getattr(caught.value, "disk_full", True)
@@ -272,6 +273,7 @@ def test_running_node_goes_on_with_the_new_data() -> None:
     assert roll_forward(rig.disk, rig.layout, rig.files, rig.captured)
     assert rig.captured.fields_of("data_replaced")["first"] == SYNC.first
     storage = check_replaced(rig, SYNC, records(0, 29))
+    assert not rig.disk.exists(rig.layout.incoming)
     entry = Entry(51, HISTORY.current, 1, (put(b"z", b"1"),))
     storage.wal.append([log_record(rig.encode(entry))])
     storage.engine.write([entry], synced=True)
@@ -284,7 +286,9 @@ def test_begun_swap_survives_a_power_loss() -> None:
     rig, _, _ = prepared()
     rig = after_power_loss(rig)
     assert roll_forward(rig.disk, rig.layout, rig.files, rig.captured)
-    check_replaced(after_power_loss(rig), SYNC, records(0, 29))
+    rig = after_power_loss(rig)
+    check_replaced(rig, SYNC, records(0, 29))
+    assert not rig.disk.exists(rig.layout.incoming)
 
 
 def test_old_data_are_whole_until_the_swap_is_begun() -> None:
@@ -436,7 +440,30 @@ def test_a_swap_that_fails_half_way_is_completed_the_next_time() -> None:
         if not again:
             # Only the old data are left of it.
             assert open_incoming(other).load() is None
+        assert not other.disk.exists(other.layout.incoming)
         check_replaced(other, SYNC, records(0, 29))
+
+
+def test_each_move_is_durable_before_the_next_step() -> None:
+    rig, storage, _ = prepared()
+    close(storage)
+    before = len(rig.disk.calls)
+    roll_forward(rig.disk, rig.layout, rig.files, rig.captured)
+    calls = [(call.operation, call.path) for call in rig.disk.calls[before:]]
+    moves = [i for i, (operation, path) in enumerate(calls) if operation == "rename" and not path.endswith(".tmp")]
+    assert len(moves) == 4
+    for move in moves:
+        assert sorted(calls[move + 1 : move + 3]) == [("sync_directory", "/data"), ("sync_directory", "/data/incoming")]
+
+
+def test_what_was_moved_aside_before_is_not_in_the_way() -> None:
+    """A start that crashed behind the swap leaves the old data, and the next sync may come before they are removed."""
+    rig, storage, _ = prepared()
+    for name in ("old-wal/00000000000000000001.wal", "old-db/CURRENT"):
+        rig.disk.put_file(rig.layout.incoming / name, b"db999")
+    close(storage)
+    roll_forward(rig.disk, rig.layout, rig.files, rig.captured)
+    check_replaced(rig, SYNC, records(0, 29))
 
 
 def test_a_damaged_intent_is_refused_with_a_hint() -> None:
