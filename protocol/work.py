@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.replica_events import AppendEntries, StoreChunk, Work
+from kvnode.protocol.snapshot import SnapshotRecord
 from kvnode.protocol.types import Entry
 
 
@@ -17,7 +18,7 @@ class _Queued(NamedTuple):
 
 
 class WorkQueue:
-    """Work in the order in which it must take effect. Appends that follow each other share one fsync.
+    """Work in the order in which it must take effect. Appends that follow each other share one fsync, and so do chunks.
 
     Attributes (read only):
         under_way: what was asked for and is not answered.
@@ -28,7 +29,7 @@ class WorkQueue:
         """No work.
 
         Args:
-            group_bytes: an append that has as many payload bytes takes no more along.
+            group_bytes: an append or chunk that has as many payload bytes takes no more along.
         """
         self._group_bytes = group_bytes
         self._waiting: deque[_Queued] = deque()
@@ -65,8 +66,9 @@ class WorkQueue:
             return None
         group = [self._waiting.popleft()]
         size = group[0].size
-        if isinstance(group[0].work, AppendEntries):
-            while self._waiting and size < self._group_bytes and isinstance(self._waiting[0].work, AppendEntries):
+        kind = type(group[0].work)
+        if kind in (AppendEntries, StoreChunk):
+            while self._waiting and size < self._group_bytes and type(self._waiting[0].work) is kind:
                 group.append(self._waiting.popleft())
                 size += group[-1].size
         self._under_way = _Queued(_merge(group) if len(group) > 1 else group[0].work, size)
@@ -86,14 +88,19 @@ class WorkQueue:
         self.size = 0 if self._under_way is None else self._under_way.size
 
 
-def _merge(group: list[_Queued]) -> AppendEntries:
+def _merge(group: list[_Queued]) -> AppendEntries | StoreChunk:
+    """One piece of work for several of a kind."""
     records: list[LogRecord] = []
     entries: list[Entry] = []
+    stored: list[SnapshotRecord] = []
     for work, _ in group:
-        assert isinstance(work, AppendEntries)
-        records += work.records
-        entries += work.entries
-    return AppendEntries(tuple(records), tuple(entries))
+        if isinstance(work, AppendEntries):
+            records += work.records
+            entries += work.entries
+        else:
+            assert isinstance(work, StoreChunk)
+            stored += work.records
+    return StoreChunk(tuple(stored)) if stored else AppendEntries(tuple(records), tuple(entries))
 
 
 def _size(work: Work) -> int:
