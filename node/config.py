@@ -155,6 +155,11 @@ class Config:
             value = getattr(self, each.name)
             if minimum is not None and value < minimum:
                 raise ConfigError(f"--{_flag(each.name)} must be at least {minimum}, got {value}", setting=each.name)
+        for name, address in (("peer", self.peer), ("advertise", self.advertise)):
+            if address is not None and not address.host.isascii():
+                raise ConfigError(f"--{name}: the host must be ASCII, got {address.host!a}", setting=name)
+        if self.advertise is not None and self.advertise.port == 0:
+            raise ConfigError("--advertise: others need a port to connect to, not 0", setting="advertise")
         if self.max_key_bytes > 64 * KiB:
             raise ConfigError(
                 "--max-key-bytes must be at most 65536: a key has to fit a request line",

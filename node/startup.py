@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from kvnode.node.config import Address, Config
+from kvnode.node.errors import StorageError, StorageFull
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import Identity, Layout, Member, StateFiles
@@ -66,7 +67,13 @@ def open_directory(config: Config, fs: Fs, open_engine: EngineFactory, log: Even
     identity = _identify(config, fs, layout, files)
     roll_forward(fs, layout, files, log)
     options = WalOptions(config.wal_segment_bytes, config.wal_keep_bytes, sync=config.fsync == "always")
-    storage = Recovery(fs, layout, identity, open_engine, options, log).run()
+    try:
+        storage = Recovery(fs, layout, identity, open_engine, options, log).run()
+    except StorageError as error:
+        if identity.role == "replica" and not isinstance(error, StorageFull):
+            anew = f"or rebuild this replica: move {layout.root} away, then `kvnode join {identity.primary}` again"
+            error.hint = anew if error.hint is None else f"{error.hint}; {anew}"
+        raise
     log.info(
         "storage_opened",
         data=layout.root,

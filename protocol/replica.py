@@ -194,6 +194,16 @@ class Follower:
         return position_of(self.history, self.durable_seq)
 
     @property
+    def latest_epoch(self) -> Epoch:
+        """The latest that this node has seen anything of."""
+        seen = [self.history.current]
+        if self.serve_from is not None:
+            seen.append(self.serve_from.epoch)
+        if self.incoming is not None:
+            seen.append(self.incoming.latest.epoch)
+        return max(seen)
+
+    @property
     def serving(self) -> bool:
         """Whether reads and writes may be taken: the data show one state of a log that has not diverged."""
         return not self.diverged and self.serve_from is None
@@ -336,7 +346,7 @@ class Follower:
         match verdict:
             case StalePrimary():
                 # Not the last entry's epoch but the latest that this node has seen: so the primary hears of it.
-                position = Position(self._latest_epoch(), position.seq)
+                position = Position(self.latest_epoch, position.seq)
             case Diverged(fork) if fork.seq < self.durable_seq:
                 if self._moved_aside != (fork, self.durable_seq):
                     self._work.add(MoveAside(fork))
@@ -364,7 +374,7 @@ class Follower:
 
     def _judge(self, welcome: Welcome) -> Verdict:
         """The verdict, but for how far the primary's log reaches back; of the data under the log, too."""
-        latest = self._latest_epoch()
+        latest = self.latest_epoch
         if latest.term > welcome.history.current.term:
             return StalePrimary(latest.term)
         log = LogExtent(1, welcome.last_seq)
@@ -372,15 +382,6 @@ class Follower:
         if isinstance(verdict, Diverged) or self.serve_from is None:
             return verdict
         return verdict if is_prefix(welcome.history, welcome.last_seq, self.serve_from) else Diverged(self.position)
-
-    def _latest_epoch(self) -> Epoch:
-        """The latest that this node has seen anything of."""
-        seen = [self.history.current]
-        if self.serve_from is not None:
-            seen.append(self.serve_from.epoch)
-        if self.incoming is not None:
-            seen.append(self.incoming.latest.epoch)
-        return max(seen)
 
     # ---- following -----------------------------------------------------------------------------------------------
 

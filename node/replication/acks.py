@@ -84,6 +84,6 @@ def _error(ended: Ended, result: WriteResult) -> ReplicationTimeout | OutcomeUnk
             **fields,
         )
     return OutcomeUnknown(
-        "the write was durable on this node, which has stopped being the primary; whether it stays is not known",
+        "the write is durable on this node, but it ended as the primary before it heard from enough replicas",
         **fields,
     )

@@ -32,6 +32,7 @@ from kvnode.node.errors import (
     PromotionRefused,
     Syncing,
 )
+from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.following import Following
 from kvnode.node.replication.forwarding import Forwarder
 from kvnode.node.replication.link import PeerLink
@@ -39,25 +40,25 @@ from kvnode.node.replication.listener import PeerListener
 from kvnode.node.replication.members import StoredMembers
 from kvnode.node.replication.observing import Observer
 from kvnode.node.replication.ports import Shared
-from kvnode.node.replication.probe import Found, ProbeFailed, probe_all
 from kvnode.node.replication.reign import Reign, not_primary
 from kvnode.node.replication.replicadisk import ReplicaDisk
 from kvnode.node.replication.serving import ClientSession
+from kvnode.node.replication.survey import survey
 from kvnode.node.storage.replicafiles import ReplicaFiles
 from kvnode.node.store import Store
 from kvnode.protocol.fields import LogRecord, Member
-from kvnode.protocol.follow import position_of, reigns_until
+from kvnode.protocol.follow import reigns_until
 from kvnode.protocol.handshake import Refuse, answer_hello
 from kvnode.protocol.messages import Hello, Purpose, Role, Status, StatusResult, Welcome
 from kvnode.protocol.types import Epoch, Op, Position, Seq
-
-#: How long another node may take to say how far it is.
-PROBE_S = 1.0
 
 #: What ends `kvnode join`, when it is the first thing that the primary says.
 FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "unsupported_version"})
 #: And this does, if it is still said after so long.
 _DUPLICATE_S = 12.0
+
+#: How often a primary asks members that do not follow it whether they have seen a later one.
+_WATCH_S = 5.0
 
 #: Hosts that stand for every interface.
 _WILDCARDS = ("0.0.0.0", "::", "[::]")
@@ -102,6 +103,8 @@ class Cluster:
         self._draining = False
         self._promoting = False
         self._advance_due = False
+        self._watch_alarm = Alarm(shared.loop, self._watch)
+        self._watch_task: asyncio.Task[None] | None = None
         self._encode_json = msgspec.json.Encoder(enc_hook=str).encode
         store.attach(self)
 
@@ -142,6 +145,9 @@ class Cluster:
     async def stop(self) -> None:
         """End all sessions, and all work on the disk that they asked for."""
         self._listener.stop_accepting()
+        self._watch_alarm.cancel()
+        if self._watch_task is not None:
+            self._watch_task.cancel()
         if self._forwarder is not None:
             await self._forwarder.stop()
         if self._following is not None:
@@ -158,6 +164,7 @@ class Cluster:
 
     def _begin_reign(self) -> None:
         self._reign = Reign(self._shared, self._members, self._superseded)
+        self._watch_alarm.set(self._shared.loop.time() + _WATCH_S)
         self._store.begin_reign(self._store.history)
         me = _as_member(self._shared)
         if me not in self._members.all:
@@ -179,6 +186,22 @@ class Cluster:
         is_final = following.age_s >= _DUPLICATE_S if code == "duplicate_node" else code in FINAL_REFUSALS
         if is_final:
             self._on_failure(JoinRefused(code, message, None))
+
+    def _watch(self) -> None:
+        """As a primary, ask members that do not follow this node whether they have seen a later one."""
+        if self._reign is not None:
+            self._watch_task = self._shared.loop.create_task(self._ask_strays())
+
+    async def _ask_strays(self) -> None:
+        reign = self._reign
+        if reign is None:
+            return
+        seen = await survey(self._shared, reign.strays)
+        if self._reign is reign:
+            if seen.highest_term > self._store.history.current.term:
+                self._superseded(seen.highest_term)
+            else:
+                self._watch_alarm.set(self._shared.loop.time() + _WATCH_S)
 
     def _superseded(self, term: int) -> None:
         """A later primary has reigned: order nothing any more, and remember it."""
@@ -216,10 +239,13 @@ class Cluster:
             raise PromotionRefused("a promotion is under way", reason="promotion_under_way", members=[])
         self._promoting = True
         try:
-            seen = await self._look_around()
-            self._check_promotion(seen, force=force)
-            await self._promote(max([found.term for found in seen.values() if isinstance(found, Found)], default=0))
-            members = self._describe(seen)
+            seen = await survey(self._shared, self._members.all)
+            if self._following is not None and not self._following.machine.serving:
+                # Not even by force: the data show no single state, or are known to be no part of any history.
+                raise Syncing("this node has not finished its full sync and cannot be promoted; promote another one")
+            if not force:
+                seen.check()
+            await self._promote(seen.highest_term)
         finally:
             self._promoting = False
         return {
@@ -227,83 +253,8 @@ class Cluster:
             "name": self._shared.identity.name,
             "epoch": str(self._store.history.current),
             "last_seq": self._store.applied.seq,
-            "members": members,
+            "members": seen.lines,
         }
-
-    async def _look_around(self) -> dict[Address, Found | ProbeFailed]:
-        """What the members say, and the primary that this node follows."""
-        shared = self._shared
-        texts = [member.address for member in self._members.all if member.node_id != shared.node_id]
-        texts += [shared.identity.primary or ""]
-        addresses = [Address.parse(text) for text in texts if text]
-        return await probe_all(addresses, PROBE_S, shared.cluster_id)
-
-    def _check_promotion(self, seen: dict[Address, Found | ProbeFailed], *, force: bool) -> None:
-        following, store, shared = self._following, self._store, self._shared
-        if following is not None and not following.machine.serving:
-            # Not even by force: the data show no single state, or are known to be no part of any history.
-            raise Syncing("this node has not finished its full sync and cannot be promoted; promote another one")
-        if force:
-            return
-        mine = position_of(store.history, store.applied.seq)
-        answered = {
-            found.welcome.node_id: found
-            for found in seen.values()
-            if isinstance(found, Found) and found.welcome.node_id != shared.node_id
-        }
-        for found in answered.values():
-            name = found.welcome.name
-            if found.welcome.role is Role.PRIMARY:
-                raise self._refusal("primary_answers", f"{name} answers as the primary", seen)
-        for found in answered.values():
-            if found.position > mine:
-                name = found.welcome.name
-                raise self._refusal(
-                    "member_ahead", f"{name} is ahead: it holds {found.position}, this node {mine}", seen
-                )
-
-    def _refusal(self, reason: str, message: str, seen: dict[Address, Found | ProbeFailed]) -> PromotionRefused:
-        return PromotionRefused(
-            f"{message}; nothing was changed",
-            hint="stop the primary first, or promote the member that is furthest; --force promotes all the same",
-            reason=reason,
-            members=self._describe(seen),
-        )
-
-    def _describe(self, seen: dict[Address, Found | ProbeFailed]) -> list[dict[str, Any]]:
-        """The positions of all members, as far as they could be asked; this node's first."""
-        shared, store = self._shared, self._store
-        mine = position_of(store.history, store.applied.seq)
-        described: list[dict[str, Any]] = [
-            {
-                "name": shared.identity.name,
-                "address": shared.address,
-                "reachable": True,
-                "role": shared.identity.role,
-                "epoch": str(mine.epoch),
-                "last_seq": mine.seq,
-            }
-        ]
-        shown = {shared.node_id}
-        names = {Address.parse(each.address): each.name for each in self._members.all if each.address}
-        for address, found in seen.items():
-            if isinstance(found, ProbeFailed):
-                described.append(
-                    {"name": names.get(address), "address": str(address), "reachable": False, "reason": found.message}
-                )
-            elif found.welcome.node_id not in shown:
-                shown.add(found.welcome.node_id)
-                described.append(
-                    {
-                        "name": found.welcome.name,
-                        "address": str(address),
-                        "reachable": True,
-                        "role": str(found.welcome.role),
-                        "epoch": str(found.position.epoch),
-                        "last_seq": found.position.seq,
-                    }
-                )
-        return described
 
     async def _promote(self, seen_term: int) -> None:
         shared, store = self._shared, self._store
@@ -316,6 +267,8 @@ class Cluster:
         store.end_applied_waits("this node was promoted")
         last_seq = store.applied.seq
         own_term = max(store.history.current.term, self._superseded_term or 0)
+        if following is not None:
+            own_term = max(own_term, following.machine.latest_epoch.term)
         epoch = Epoch.of(1 + max(own_term, seen_term), secrets.randbits(32))
         history = reigns_until(store.history, last_seq).begin(epoch, last_seq + 1)
         identity = replace(shared.identity, role="primary", primary=None, superseded_term=None)

@@ -160,6 +160,11 @@ class Reign:
         shared.log.info("replica_connected", name=hello.name, address=link.peer)
         return feed
 
+    @property
+    def strays(self) -> list[Member]:
+        """Members that are not connected: they may follow somebody else."""
+        return [member for member in self._members.all if member.node_id not in self._feeds]
+
     # ---- FeedOwner -----------------------------------------------------------------------------------------------
 
     def save_member(self, feed: FeedSession, member: Member) -> None:
