@@ -74,6 +74,10 @@ class PeerLink(asyncio.Protocol):
         # Frames of this turn of the loop: a transport would make a system call of each.
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
+        # Whether there was no room at some time of this turn, and whether the transport will say when there is.
+        self._crowded = False
+        self._paused = False
+        self._deaf = False
         self._linger: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
@@ -103,10 +107,18 @@ class PeerLink(asyncio.Protocol):
         if self._transport is None or self._closing:
             return
         if not self._unsent:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush_turn)
         self._unsent.append(frames)
         self._unsent_bytes += len(frames)
         self.written += len(frames)
+        self._crowded = self._crowded or self.held_bytes >= HIGH_WATER_BYTES
+
+    def _flush_turn(self) -> None:
+        crowded, self._crowded = self._crowded, False
+        self._flush()
+        if crowded and not self._paused and not self._closing:
+            # The kernel has taken so much at once that the transport never was full, and has nothing to tell.
+            self.owner.link_drained(self)
 
     def _flush(self) -> None:
         unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
@@ -123,11 +135,15 @@ class PeerLink(asyncio.Protocol):
         """Take no more bytes."""
         if self._transport is not None and not self._closing:
             self._transport.pause_reading()
+            self._deaf = True
+            self._watch_frame()
 
     def resume_reading(self) -> None:
         """Take bytes again."""
         if self._transport is not None and not self._closing:
             self._transport.resume_reading()
+            self._deaf = False
+            self._watch_frame()
 
     # ---- ending --------------------------------------------------------------------------------------------------
 
@@ -161,7 +177,8 @@ class PeerLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's is one in all but its class.
         transport = self._transport = cast(asyncio.Transport, transport)
-        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=_LOW_WATER_BYTES)
+        # It pauses above its high mark; owners stop at `HIGH_WATER_BYTES`.
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES - 1, low=_LOW_WATER_BYTES)
         address = transport.get_extra_info("peername")
         if address:
             self.peer_host = str(address[0])
@@ -189,10 +206,16 @@ class PeerLink(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self._decoder.pending_bytes and not self._closing:
             self.refuse("protocol_error", "the stream ends inside a frame")
-        # Refused links close by themselves once the ERROR frame has left.
-        return self._closing or self.owner.peer_finished(self)
+        if not self._closing and not self.owner.peer_finished(self):
+            # Not left to the transport, which would drop this turn's frames, and wait for ever for the others to leave.
+            self.close(self._reason)
+        return True
+
+    def pause_writing(self) -> None:
+        self._paused = True
 
     def resume_writing(self) -> None:
+        self._paused = False
         if not self._closing:
             self.owner.link_drained(self)
 
@@ -207,11 +230,14 @@ class PeerLink(asyncio.Protocol):
         self.owner.link_lost(self, self._reason)
 
     def _watch_frame(self) -> None:
-        """Give the rest of a frame that has begun a while to come; each byte begins the while anew."""
+        """Give the rest of a frame that has begun a while to come; each byte begins the while anew.
+
+        While nothing is read on purpose, it may be there already.
+        """
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
-        if self._decoder.pending_bytes and not self._closing:
+        if self._decoder.pending_bytes and not self._closing and not self._deaf:
             self._stall = self._loop.call_later(FRAME_STALL_S, self._end_stalled)
 
     def _end_stalled(self) -> None:
