@@ -271,7 +271,9 @@ class Node:
 
     async def _stop_after_failure(self) -> int:
         self.front.stop_accepting()
+        self.cluster.stop_accepting()
         await self.front.close(_LAST_ANSWERS_S)
+        await self.cluster.abandon()
         return 1
 
     def _failed(self, error: BaseException) -> None:

@@ -21,31 +21,32 @@ import enum
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from kvnode.node.api import Acks, Item, KeyRange, RangeStream, ReadResult, ReadToken, Record, WriteResult
 from kvnode.node.applied import AppliedSeq
+from kvnode.node.checkpoints import Checkpoints
 from kvnode.node.clock import Clock
 from kvnode.node.commit import Committed, Committer
-from kvnode.node.config import OPERATION_BYTES, Config
+from kvnode.node.config import Config
 from kvnode.node.errors import (
     Draining,
     EngineClosed,
     EngineFailed,
     NotCaughtUp,
-    NotEnoughReplicas,
     OutcomeUnknown,
     Overloaded,
     StorageFull,
     Syncing,
-    TooLarge,
     history_lost,
 )
 from kvnode.node.eventlog import EventLog
+from kvnode.node.followers import Followers, Nobody
+from kvnode.node.limits import check_limits
 from kvnode.node.metrics import StoreCounters
 from kvnode.node.reads import PointReads, RangeRead, rebuilding
 from kvnode.node.storage.cache import LruCache
-from kvnode.node.storage.checkpoint import checkpoint_and_trim, take_checkpoint, trim_log
+from kvnode.node.storage.checkpoint import checkpoint_and_trim
 from kvnode.node.storage.datadir import CleanStop, StateFiles
 from kvnode.node.storage.engine import Engine, RecordScan
 from kvnode.node.storage.logreader import LogReader
@@ -112,61 +113,6 @@ class _Append(NamedTuple):
     future: asyncio.Future[None]
 
 
-class Followers(Protocol):
-    """Who follows this log, as the store sees them. Called on the event loop."""
-
-    def admit(self, acks: Acks) -> int:
-        """How many replicas a write will wait for.
-
-        Raises:
-            NotEnoughReplicas: fewer follow.
-        """
-
-    def hold(self, future: asyncio.Future[WriteResult], result: WriteResult, wanted: int, timeout_s: float) -> None:
-        """Answer a write, which is durable and visible here, when `wanted` replicas hold it too."""
-
-    def published(self, first_seq: Seq, records: Sequence[LogRecord]) -> None:
-        """These entries are durable and visible; the writes among them that wait for replicas are held already.
-
-        Without records: all before `first_seq` is, and it is not said what that was.
-        """
-
-    def pinned_seq(self) -> Seq | None:
-        """From where on the log must stay for those who need it; None = they need nothing."""
-
-    def log_trimmed(self, first_seq: Seq) -> None:
-        """The log is about to begin here."""
-
-    def log_replaced(self) -> None:
-        """Log and data are those of a full sync now."""
-
-
-class _Nobody:
-    """`Followers` of a store that nobody has attached any to."""
-
-    def admit(self, acks: Acks) -> int:
-        if acks.count:
-            raise NotEnoughReplicas(
-                f"{acks.count} replicas were asked for, none follows this node", asked=acks.count, following=0
-            )
-        return 0
-
-    def hold(self, future: asyncio.Future[WriteResult], result: WriteResult, wanted: int, timeout_s: float) -> None:
-        raise AssertionError("nobody was admitted")
-
-    def published(self, first_seq: Seq, records: Sequence[LogRecord]) -> None:
-        pass
-
-    def pinned_seq(self) -> Seq | None:
-        return None
-
-    def log_trimmed(self, first_seq: Seq) -> None:
-        pass
-
-    def log_replaced(self) -> None:
-        pass
-
-
 class Store:
     """The store of a node. Lives on one event loop; implements `kvnode.node.api.StoreApi` for one that is alone."""
 
@@ -197,7 +143,7 @@ class Store:
         self._log = log
         self._on_failure = on_failure
         self._open_reader = open_reader
-        self._followers: Followers = _Nobody()
+        self._followers: Followers = Nobody()
         self._state = _State.SERVING
         self._stopping = False
         self._disk_full = False
@@ -205,8 +151,6 @@ class Store:
         self._no_reign: Callable[[], KvError] | None = None
         #: Why reads are refused although LevelDB is fine; None = they are not.
         self._held_back: str | None = None
-        #: The log is going to begin here, if it does not yet.
-        self._trim_seq: Seq = 0
 
         self.wal = storage.wal
         self.history: History = storage.history
@@ -222,9 +166,7 @@ class Store:
         self._point_reads = Worker("kvnode-read", loop)
         self._range_reads = (Worker("kvnode-range-0", loop), Worker("kvnode-range-1", loop))
         self._maintenance = Worker("kvnode-maintenance", loop)
-        self._reads = PointReads(
-            storage.engine, self.cache, self._applied, self._point_reads, loop, self._engine_failed
-        )
+        self._reads = PointReads(storage.engine, self.cache, self._applied, self._point_reads, loop, self.engine_failed)
         self._committer = self._new_committer()
         self._ranges_begun = 0
         self._level0_files = 0
@@ -238,8 +180,7 @@ class Store:
         self._group_scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._checkpoint_task: asyncio.Task[None] | None = None
-        self._checkpoint_due = False
+        self._checkpoints = Checkpoints(self, files, self._maintenance, log)
         self._rebuild_task: asyncio.Task[None] | None = None
 
     # ---- what fronts ask -----------------------------------------------------------------------------------------
@@ -272,7 +213,7 @@ class Store:
             raise self._refusal()
         if self._no_reign is not None:
             raise self._no_reign()
-        size = self.check_limits(ops)
+        size = check_limits(self._config, ops)
         wanted, timeout_s = (0, 0.0) if acks is None else (self._followers.admit(acks), acks.timeout_s)
         if self._queued_bytes + size > self._config.max_queued_bytes:
             raise Overloaded(
@@ -308,7 +249,7 @@ class Store:
         except BaseException as error:
             await stream.aclose()
             if isinstance(error, EngineFailed):
-                self._engine_failed(error)
+                self.engine_failed(error)
             if isinstance(error, EngineFailed | EngineClosed):
                 raise rebuilding() from error
             raise
@@ -360,7 +301,7 @@ class Store:
     @property
     def extent(self) -> LogExtent:
         """Where the log begins, and up to where it is published."""
-        return LogExtent(max(self._trim_seq, self.wal.first_seq), self._applied.seq)
+        return LogExtent(max(self._checkpoints.first_seq, self.wal.first_seq), self._applied.seq)
 
     def log_bytes_from(self, seq: Seq) -> int:
         """The size of the log from an entry on, in bytes."""
@@ -446,15 +387,15 @@ class Store:
         self._state = _State.REPLACING
         self.cache.clear()
         try:
-            if self._checkpoint_task is not None:
-                await asyncio.wait([self._checkpoint_task])
+            if self._checkpoints.task is not None:
+                await asyncio.wait([self._checkpoints.task])
             storage = await self._maintenance.run(functools.partial(self._swap_storage, job))
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             raise
         self.wal, self._engine = storage.wal, storage.engine
         self.checkpoint_seq = storage.checkpoint_seq
-        self._trim_seq = 0
+        self._checkpoints.first_seq = 0
         self.use_history(storage.history)
         self._reads.use(storage.engine)
         self.cache.clear()
@@ -505,7 +446,7 @@ class Store:
             self._log.error("stop_incomplete", reason="LevelDB, which had failed, is not back; the next start recovers")
         clean = self._state is _State.STOPPING
         self._state = _State.CLOSED
-        for task in (self._checkpoint_task, self._rebuild_task):
+        for task in (self._checkpoints.task, self._rebuild_task):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -544,32 +485,6 @@ class Store:
         if self._state is _State.REPLACING:
             return Syncing("this node is taking over its primary's data; nothing was written")
         return Draining("this node is stopping and takes no more writes; nothing was written")
-
-    def check_limits(self, ops: Sequence[Op]) -> int:
-        """What the write holds in memory, about: its keys and values, and `OPERATION_BYTES` for each operation.
-
-        Raises:
-            TooLarge: a limit is passed.
-        """
-        config = self._config
-        max_key_bytes, max_value_bytes = config.max_key_bytes, config.max_value_bytes
-        size = 0
-        for op in ops:
-            key_bytes = len(op.key)
-            if key_bytes > max_key_bytes:
-                raise TooLarge("max_key_bytes", max_key_bytes, key_bytes)
-            size += key_bytes
-            if isinstance(op, Put):
-                value_bytes = len(op.value)
-                if value_bytes > max_value_bytes:
-                    raise TooLarge("max_value_bytes", max_value_bytes, value_bytes)
-                size += value_bytes
-        if len(ops) > 1:
-            if len(ops) > config.max_batch_items:
-                raise TooLarge("max_batch_items", config.max_batch_items, len(ops))
-            if size > config.max_batch_bytes:
-                raise TooLarge("max_batch_bytes", config.max_batch_bytes, size)
-        return size + OPERATION_BYTES * len(ops)
 
     def _schedule_group(self) -> None:
         """Start a group in the next turn of the loop, before the answers of the last one are written.
@@ -637,7 +552,7 @@ class Store:
             counters.log_seconds.observe(committed.sync_s)
             counters.apply_seconds.observe(committed.apply_s)
         if committed.closed_segment:
-            self._request_checkpoint()
+            self._checkpoints.request()
 
     def _publish(self, committed: Committed) -> None:
         """Make a group visible: the cache first, then the applied seq and those who wait for it."""
@@ -680,7 +595,7 @@ class Store:
             self._rebuild(error)
         else:
             self._answer(group, OutcomeUnknown("the log failed during this write; it may or may not be durable"))
-            self._fail(error)
+            self.fail(error)
 
     def _start_append(self, append: _Append) -> None:
         self._busy = True
@@ -711,7 +626,7 @@ class Store:
         self._end_append()
         self._followers.published(committed.entries[0].seq, committed.records)
         if committed.closed_segment:
-            self._request_checkpoint()
+            self._checkpoints.request()
 
     def _append_failed(self, error: BaseException) -> None:
         self._busy = False
@@ -724,7 +639,7 @@ class Store:
             append.future.set_exception(error)
             append.future.exception()
         if not isinstance(error, StorageFull):
-            self._fail(error)
+            self.fail(error)
 
     def _end_append(self) -> None:
         """What was appended is published."""
@@ -746,42 +661,26 @@ class Store:
         self._queued_bytes -= sum(write.size for write in writes)
         self._answer(writes, error)
 
-    # ---- checkpoints -----------------------------------------------------------------------------------------------
+    # ---- for the checkpoints -------------------------------------------------------------------------------------
 
-    def _request_checkpoint(self) -> None:
-        self._checkpoint_due = True
-        if self._checkpoint_task is None or self._checkpoint_task.done():
-            self._checkpoint_task = self._loop.create_task(self._take_checkpoints())
+    @property
+    def engine(self) -> Engine | None:
+        """LevelDB, None while there is nothing that may be flushed."""
+        return self._engine if self._state is _State.SERVING else None
 
-    async def _take_checkpoints(self) -> None:
-        while self._checkpoint_due and self._state is _State.SERVING:
-            self._checkpoint_due = False
-            job = functools.partial(take_checkpoint, self._files, self.wal, self._engine, self._log)
-            try:
-                self.checkpoint_seq = await self._maintenance.run(job)
-                self.counters.checkpoints += 1
-                await self._trim_log()
-            except EngineFailed as error:
-                self._engine_failed(error)
-            except EngineClosed:
-                return
-            except (StorageFull, OSError) as error:
-                # The old checkpoint holds; the next closed segment asks for another one.
-                self._log.warning("checkpoint_failed", reason=str(error))
-            except Exception as error:
-                self._fail(error)
+    @property
+    def followers(self) -> Followers:
+        """Who reads the log."""
+        return self._followers
 
-    async def _trim_log(self) -> None:
-        """Drop what of the log nobody needs, after those who read it were told."""
-        first_seq = self.wal.trim_target(self.checkpoint_seq, self._followers.pinned_seq())
-        if first_seq > self.wal.first_seq:
-            self._trim_seq = first_seq
-            self._followers.log_trimmed(first_seq)
-            await self._maintenance.run(functools.partial(trim_log, self.wal, first_seq, self._log))
+    def checkpoint_taken(self, seq: Seq) -> None:
+        """LevelDB is durable up to here."""
+        self.checkpoint_seq = seq
+        self.counters.checkpoints += 1
 
     # ---- failures --------------------------------------------------------------------------------------------------
 
-    def _engine_failed(self, error: EngineFailed) -> None:
+    def engine_failed(self, error: EngineFailed) -> None:
         """LevelDB failed outside of a commit."""
         if self._state in (_State.SERVING, _State.STOPPING):
             self._rebuild(error)
@@ -803,7 +702,7 @@ class Store:
         try:
             engine = await self._replace_engine()
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return
         if engine is None or self._state is not _State.REBUILDING:
             return
@@ -862,7 +761,7 @@ class Store:
         synced = self._config.fsync == "always"
         return Committer(self.wal, self._engine, self.epoch, self._clock, synced=synced)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """The node cannot go on: nothing that waits is told "not written", and the process will exit."""
         if not self._busy:
             self._idle.set()

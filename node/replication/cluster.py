@@ -32,6 +32,7 @@ from kvnode.node.errors import (
     PromotionRefused,
     Syncing,
 )
+from kvnode.node.limits import check_limits
 from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.following import Following
 from kvnode.node.replication.forwarding import Forwarder
@@ -159,6 +160,11 @@ class Cluster:
         for worker in (self._shared.disk, self._shared.log_reads, self._shared.snapshot_reads):
             await worker.run(lambda: None)
             worker.stop()
+
+    async def abandon(self) -> None:
+        """End all sessions after a failure; what threads are in the middle of is left to the end of the process."""
+        self._watch_alarm.cancel()
+        await self._listener.close("this node has failed")
 
     # ---- roles ---------------------------------------------------------------------------------------------------
 
@@ -319,7 +325,7 @@ class Cluster:
             raise NotPrimary(self._why_not_primary() or "this node's role is changing; nothing was written")
         if self._following is not None and not self._following.machine.serving:
             raise Syncing("this node is taking over its primary's data; nothing was written")
-        size = self._store.check_limits(ops)
+        size = check_limits(self._shared.config, ops)
         return self._forwarder.write(ops, acks, size)
 
     def cached(self, key: bytes) -> Record | None:

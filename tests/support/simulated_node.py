@@ -116,7 +116,7 @@ class SimulatedNode:
         store = self.store
         # The store has no use for such a wait itself, and offers none.
         while True:
-            tasks = [task for task in (store._checkpoint_task, store._rebuild_task) if task is not None]
+            tasks = [task for task in (store._checkpoints.task, store._rebuild_task) if task is not None]
             for task in tasks:
                 # A crash in one is no news: the plan knows of it. Any other exception is.
                 assert not task.done() or task.cancelled() or isinstance(task.exception(), SimulatedCrash | None)
