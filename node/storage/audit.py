@@ -14,11 +14,11 @@ from typing import TypeVar
 
 from kvnode.node.errors import FileDamaged, StorageError, UnknownFormat
 from kvnode.node.fs import Fs
-from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, Repair, StateFiles
+from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, Repair, StateFiles, Swap
 from kvnode.node.storage.logview import Fault, FaultKind, LogPlace, LogView, missing_segments
 from kvnode.node.storage.recovery import evidence_of_durability, reigned
 from kvnode.node.storage.segment import SegmentRecord
-from kvnode.protocol.types import History, Seq
+from kvnode.protocol.types import History, Position, Seq
 
 T = TypeVar("T")
 
@@ -74,6 +74,7 @@ class Audit:
         checkpoint_seq: LevelDB is durable up to here, as far as the files say.
         known_durable: the highest seq of which the files say that it was durable; 0 for a log that was set aside.
         accepted: a loss that the operator has accepted, and from which the node has not started yet.
+        swap: the data are being replaced by a full sync's, so that the log was not looked at; None if they are not.
     """
 
     def __init__(self, fs: Fs, place: LogPlace) -> None:
@@ -88,6 +89,7 @@ class Audit:
         self.checkpoint_seq: Seq = 0
         self.known_durable: Seq = 0
         self.accepted: Repair | None = None
+        self.swap: Swap | None = None
         self._last_time_ms = 0
         # Of the segment read last: whether its end was not reached; whether it and all before were dropped instead.
         self._broken = False
@@ -115,6 +117,8 @@ class Audit:
         if layout is not None:
             checked, clean = self._check_files(layout)
             yield from checked
+            if self.swap is not None:
+                return
         # What says that entries were durable was read before the log, so it holds for all that is read of it now.
         view = LogView(self._fs, self._place.wal, self.identity.cluster_bytes if self.identity else None)
         first_seqs = view.first_seqs()
@@ -160,6 +164,11 @@ class Audit:
         self.checkpoint_seq = check("checkpoint", files.load_checkpoint, _describe_checkpoint) or 0
         clean = check("clean", files.load_clean_stop, _describe_clean)
         self.accepted = check("repair", files.load_repair, _describe_repair)
+        # Nobody misses what only a full sync leaves on a replica.
+        if self._fs.exists(layout.serve_from):
+            check("serve_from", files.load_serve_from, _describe_serve_from)
+        if self._fs.exists(layout.swap):
+            self.swap = check("swap", files.load_swap, _describe_swap)
         return checked, clean
 
     # ---- the log -------------------------------------------------------------------------------------------------
@@ -270,6 +279,17 @@ def _describe_checkpoint(seq: Seq) -> str:
 
 def _describe_clean(clean: CleanStop) -> str:
     return f"stopped in order after seq {clean.last_seq}"
+
+
+def _describe_serve_from(latest: Position) -> str:
+    return f"nothing is served before seq {latest.seq} is applied, as the data were copied up to {latest}"
+
+
+def _describe_swap(swap: Swap) -> str:
+    return (
+        f"the data are being replaced by those of a full sync, which stand at {swap.first}; "
+        "if the node is not running, its next start completes that; the log was not looked at"
+    )
 
 
 def _describe_repair(repair: Repair) -> str:

@@ -220,10 +220,13 @@ class IncomingStore:
         return self._engine
 
     def _remove_all(self) -> None:
+        fs, layout = self._fs, self._layout
         self._sync_id = None
         self._files.remove_incoming()
-        self._fs.remove_tree(self._layout.incoming)
-        self._fs.sync_directory(self._layout.root)
+        # If it was not there, that too has to be durable before anything of its LevelDB goes.
+        fs.sync_directory(layout.incoming)
+        fs.remove_tree(layout.incoming)
+        fs.sync_directory(layout.root)
 
     def _remove_all_but(self, sync_id: bytes) -> None:
         """Remove what is left of other syncs, and of attempts to finish this one."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from kvnode.node.errors import DataLost
+from kvnode.node.errors import DataLost, StorageError
 from kvnode.node.fs import File, Fs
 from kvnode.node.storage.audit import Audit, AuditedSegment
 from kvnode.node.storage.datadir import Layout, Repair, StateFiles
@@ -21,6 +21,12 @@ from kvnode.protocol.types import Seq
 
 #: How much of a segment is copied at a time.
 _COPY_BYTES = 1024 * 1024
+
+
+class SwapPending(StorageError):
+    """A full sync's data are about to take the place of the directory's."""
+
+    code = "swap_pending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ def plan_repair(fs: Fs, layout: Layout, *, db_lost: bool = False) -> RepairPlan:
         db_lost: LevelDB is damaged beyond use, and is to be rebuilt from the log.
 
     Raises:
+        SwapPending: the next start replaces the log.
         FileDamaged, UnknownFormat: a small file without which the log cannot be judged.
         DataLost: no cut leaves a log from which the node could start.
         OSError: something cannot be read.
@@ -97,6 +104,11 @@ def plan_repair(fs: Fs, layout: Layout, *, db_lost: bool = False) -> RepairPlan:
         pass
     if audit.problems:
         raise audit.problems[0]
+    if audit.swap is not None:
+        raise SwapPending(
+            f"{layout.root}: the data are being replaced by those of a full sync",
+            hint="start the node: it completes that before it opens the log",
+        )
     segments = audit.segments
     if (
         audit.history is not None

@@ -6,12 +6,12 @@ import pytest
 
 from kvnode.node.errors import LogDamaged
 from kvnode.node.storage.audit import Audit, Checked
-from kvnode.node.storage.datadir import CleanStop, Member, Repair
+from kvnode.node.storage.datadir import CleanStop, Member, Repair, Swap
 from kvnode.node.storage.logview import Fault, FaultKind, LogPlace
 from kvnode.node.storage.segment import HEADER_BYTES, encode_header, encode_record, segment_name
 from kvnode.node.storage.wal import WalOptions
 from kvnode.protocol.entry import EntryEncoder
-from kvnode.protocol.types import Entry, History, Reign, put
+from kvnode.protocol.types import Entry, History, Position, Reign, put
 from support.crash_plan import KEPT
 from support.storage_rig import CLUSTER_ID, FIRST_TIME_MS, StorageRig, epoch_of_start, log_record
 
@@ -319,6 +319,31 @@ def test_missing_history() -> None:
     assert problem.hint is not None
     assert "restore it" in problem.hint
     assert not audit.faults
+
+
+# ---- a full sync ---------------------------------------------------------------------------------------------------
+
+
+def test_replica_that_has_copied_data_is_said_to_serve_later() -> None:
+    rig = written(5)
+    rig.files.save_serve_from(Position(epoch_of_start(1), 99))
+    audit, checks = audited(rig)
+    check_sound(audit, checks.values())
+    assert "before seq 99 is applied" in checks["serve_from"].found
+
+
+def test_log_that_is_being_replaced_is_not_looked_at() -> None:
+    rig = written(5)
+    position = Position(epoch_of_start(1), 99)
+    rig.files.save_swap(Swap(bytes(16), position, position, History((Reign(position.epoch, 1),)), ()))
+    rig.damage_record(3)
+    audit, checks = audited(rig)
+    assert audit.sound
+    assert list(checks)[-1] == "swap"
+    assert "its next start completes that" in checks["swap"].found
+    rig.flip(rig.layout.swap, 20)
+    audit, _ = audited(rig)
+    assert not audit.sound
 
 
 # ---- while the node runs -------------------------------------------------------------------------------------------

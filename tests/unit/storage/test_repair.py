@@ -8,13 +8,13 @@ from typing import NamedTuple
 import pytest
 
 from kvnode.node.errors import DataLost, FileDamaged
-from kvnode.node.storage.datadir import Repair
+from kvnode.node.storage.datadir import Repair, Swap
 from kvnode.node.storage.logview import FaultKind
 from kvnode.node.storage.recovery import Storage
-from kvnode.node.storage.repair import Cut, apply_repair, plan_repair
+from kvnode.node.storage.repair import Cut, SwapPending, apply_repair, plan_repair
 from kvnode.node.storage.segment import encode_header, segment_name
 from kvnode.node.storage.wal import WalOptions
-from kvnode.protocol.types import History, Reign
+from kvnode.protocol.types import History, Position, Reign
 from support.crash_plan import DROPPED, KEPT
 from support.storage_rig import CLUSTER_ID, StorageRig, check_holds, epoch_of_start
 
@@ -54,6 +54,15 @@ def segment_path(rig: StorageRig, first_seq: int) -> Path:
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------
+
+
+def test_log_that_is_being_replaced_is_not_repaired() -> None:
+    rig = written()
+    position = Position(epoch_of_start(1), 99)
+    rig.files.save_swap(Swap(bytes(16), position, position, History((Reign(position.epoch, 1),)), ()))
+    with pytest.raises(SwapPending) as caught:
+        plan_repair(rig.disk, rig.layout)
+    assert "start the node" in (caught.value.hint or "")
 
 
 def test_sound_directory_needs_no_repair() -> None:
