@@ -359,6 +359,7 @@ class Node:
         yield "kvnode_cache_entries", "Records in the cache.", store.cache.entries
         yield "kvnode_cache_bytes", "Memory that they take.", store.cache.bytes
         yield "kvnode_queued_bytes", "Bytes queued for commit.", store.queued_bytes
+        yield from self.cluster.gauges()
         yield "kvnode_level0_files", "LevelDB's level-0 tables; it blocks writers at 12.", store.level0_files
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -376,11 +376,10 @@ class Cluster:
 
     def _advance(self) -> None:
         self._advance_due = False
-        seq = self._store.applied.seq
         if self._reign is not None:
-            self._reign.log_advanced(seq)
+            self._reign.log_advanced()
         elif self._following is not None:
-            self._following.published(seq)
+            self._following.published(self._store.applied.seq)
         for observer in list(self._observers):
             observer.published()
 
@@ -482,6 +481,24 @@ class Cluster:
             code, message = following.last_error
             status["error"] = {"code": code, "message": message}
         return status
+
+    def gauges(self) -> Iterator[tuple[str, str, float]]:
+        """(name, documentation, value) of what a scrape is told of the cluster."""
+        reign, following = self._reign, self._following
+        lags = reign.lags if reign is not None else []
+        yield "kvnode_reigning", "Whether this node orders writes.", reign is not None
+        yield "kvnode_members", "Members of the cluster.", len(self._members.all)
+        yield "kvnode_replicas_following", "Replicas that catch up or stream.", len(lags)
+        yield "kvnode_replicas_lag_entries", "Entries that the slowest of them lacks.", max(lags, default=0)
+        yield "kvnode_peer_connections", "Open connections of the peer port.", self._listener.connection_count
+        if following is not None:
+            yield "kvnode_primary_connected", "Whether the primary streams to this node.", following.machine.connected
+            yield (
+                "kvnode_primary_lag_entries",
+                "Entries of the primary that are not applied here.",
+                following.lag_entries,
+            )
+            yield "kvnode_primary_lag_seconds", "For how long it has lacked something.", following.lag_s
 
     def check_ready(self, max_lag: int | None) -> None:
         """Return if a replica is as near to its primary as is asked for.

@@ -78,7 +78,8 @@ class FeedSession:
     Attributes:
         machine: the state machine.
         boot_id: of the replica's process.
-        told_at: when it was told of new entries last; the owner's.
+        told_at: when its machine was told of new entries last; the owner's.
+        told_seq: up to where; the owner's.
         hurried_at: when somebody was seen to wait for this replica last; the owner's.
     """
 
@@ -87,6 +88,7 @@ class FeedSession:
         self.boot_id = boot_id
         self.link = link
         self.told_at = self.hurried_at = float("-inf")
+        self.told_seq = machine.durable_seq
         self._shared = shared
         self._owner = owner
         self._loop = shared.loop

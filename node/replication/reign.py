@@ -27,11 +27,11 @@ from kvnode.protocol.types import Seq
 #: How often pins are looked after.
 _HOUSEKEEPING_S = 1.0
 
-#: A replica for which nobody waits is told of new entries so often at most. It costs a replica's lag a few ms under
-#: load, and halves what replication costs the primary; see tests/bench/replication.py.
-_COALESCE_S = 0.005
+#: A replica for which nobody waits is told of new entries so often at most. Under load it is so much behind, and an
+#: entry costs it half of what it would cost in groups as small as the primary's; see tests/bench/replication.py.
+_COALESCE_S = 0.01
 
-#: How long after a forwarded write its node is told of entries at once.
+#: How long after a forwarded write somebody counts as waiting for its node.
 _HURRY_S = 0.1
 
 
@@ -70,7 +70,7 @@ class Reign:
         self._permitted: FeedSession | None = None
         self._permit_queue: deque[FeedSession] = deque()
         self._over = False
-        self._advance_alarm = Alarm(shared.loop, self._advance)
+        self._advance_alarm = Alarm(shared.loop, self.log_advanced)
         self._housekeeping = shared.loop.call_later(_HOUSEKEEPING_S, self._keep_house)
         self._progress = asyncio.Event()
 
@@ -97,26 +97,26 @@ class Reign:
         """Answer a write when enough replicas hold it; before `log_advanced` of it."""
         self._acks.hold(future, result, wanted, timeout_s)
 
-    def log_advanced(self, durable_seq: Seq) -> None:
-        """Entries were published.
-
-        Under load a replica is told only so often, so that both sides handle many entries at a time; but at once when
-        somebody waits for it.
-        """
-        now = self._shared.loop.time()
-        event = LogAdvanced(durable_seq)
-        later = False
+    def log_advanced(self) -> None:
+        """Entries were published."""
         for feed in self._all_feeds():
-            if now >= feed.told_at + _COALESCE_S or self._acks.waiting or now < feed.hurried_at + _HURRY_S:
-                feed.told_at = now
-                feed.step(event)
-            else:
-                later = True
-        if later:
-            self._advance_alarm.set(now + _COALESCE_S)
+            self._tell(feed)
 
-    def _advance(self) -> None:
-        self.log_advanced(self._shared.store.applied.seq)
+    def _tell(self, feed: FeedSession) -> None:
+        """Tell a replica's machine how far the log is, now or soon.
+
+        Under load many entries at a time cost both sides far less than a few. So a replica is told only so often; but
+        while somebody waits for it, as soon as it holds all that it was told of.
+        """
+        now, seq = self._shared.loop.time(), self._shared.store.applied.seq
+        if seq <= feed.told_seq:
+            return
+        is_awaited = self._acks.waiting or now < feed.hurried_at + _HURRY_S
+        if now >= feed.told_at + _COALESCE_S or (is_awaited and feed.machine.acked_seq >= feed.told_seq):
+            feed.told_at, feed.told_seq = now, seq
+            feed.step(LogAdvanced(seq))
+        else:
+            self._advance_alarm.set(feed.told_at + _COALESCE_S)
 
     def hurry(self, node_id: bytes) -> None:
         """A node forwards writes, which it answers when it has applied them."""
@@ -197,6 +197,7 @@ class Reign:
     def progressed(self, feed: FeedSession, durable_seq: Seq, applied_seq: Seq) -> None:
         self._acks.progressed(feed.machine.member.node_id, durable_seq)
         self._progress.set()
+        self._tell(feed)
 
     def sync_sent(self) -> None:
         self.full_syncs_sent += 1
@@ -290,6 +291,12 @@ class Reign:
                 feed.step(PinLost())
 
     # ---- what is told of it --------------------------------------------------------------------------------------
+
+    @property
+    def lags(self) -> list[int]:
+        """Of each replica that follows, how many entries it lacks."""
+        seq = self._shared.store.applied.seq
+        return [max(0, seq - feed.machine.acked_seq) for feed in self._feeds.values() if feed.machine.live]
 
     def status_of_replicas(self) -> list[dict[str, Any]]:
         """The member `replicas` of /status: all members but this node, connected or not."""
