@@ -495,7 +495,7 @@ class Cluster:
             yield "kvnode_primary_connected", "Whether the primary streams to this node.", following.machine.connected
             yield (
                 "kvnode_primary_lag_entries",
-                "Entries of the primary that are not applied here.",
+                "The primary's entries not applied here.",
                 following.lag_entries,
             )
             yield "kvnode_primary_lag_seconds", "For how long it has lacked something.", following.lag_s
