@@ -12,7 +12,7 @@ from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.ports import RecordReader, RecordScan, Shared
 from kvnode.protocol.fields import ID_BYTES, Member
 from kvnode.protocol.messages import Entries, Message, Ping, SnapshotEnd
-from kvnode.protocol.primary import ReplicaFeed
+from kvnode.protocol.primary import ReplicaFeed, ReplicaState
 from kvnode.protocol.primary_events import (
     CloseSnapshot,
     Disconnected,
@@ -147,8 +147,7 @@ class FeedSession:
                         events.append(self.link.progress)
         finally:
             self._stepping = False
-        if not self._ended:
-            self._alarm.set(machine.wake_at)
+        self._set_alarm()
 
     def permit(self) -> None:
         """It is this replica's turn to be sent a snapshot."""
@@ -162,7 +161,12 @@ class FeedSession:
         if self._loop.time() >= self.machine.wake_at:
             self.step(self.link.progress)
             self.step(Ticked())
-        elif not self._ended:
+        else:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        # A machine that has ended its session waits for nothing, though the connection may linger.
+        if not self._ended and self.machine.state is not ReplicaState.DISCONNECTED:
             self._alarm.set(self.machine.wake_at)
 
     def _execute(self, instruction: PrimaryInstruction) -> None:

@@ -84,7 +84,7 @@ class Reign:
         """
         wanted = majority_acks(len(self._members.all)) if acks.count is None else acks.count
         if wanted:
-            following = sum([feed.machine.live for feed in self._feeds.values()])
+            following = sum([feed.machine.live and feed.link.is_open for feed in self._feeds.values()])
             if following < wanted:
                 raise NotEnoughReplicas(
                     f"{wanted} replicas were asked for, {following} follow this node; nothing was written",
@@ -243,6 +243,10 @@ class Reign:
         self.pins.unpin(member.node_id)
         self._acks.forget(member.node_id)
         self._last_known.pop(member.node_id, None)
+        feed = self._feeds.get(member.node_id)
+        if feed is not None:
+            # It has come back meanwhile, as the member that it was. It comes again, as a new one.
+            feed.close("member_forgotten", f"{name} was forgotten as it came")
         self._tell_members(members)
         self._shared.log.info("member_forgotten", name=name)
 

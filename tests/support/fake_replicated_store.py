@@ -71,6 +71,7 @@ class FakeScan:
         self._records = [each for each in store.snapshot if each.key > after_key]
 
     def next_records(self, max_bytes: int) -> list[SnapshotRecord]:
+        self._store.scanning = True
         assert self._store.may_scan.wait(_PATIENCE_S)
         assert self.is_open, "read after it was closed"
         if self._store.scan_error is not None:
@@ -95,6 +96,8 @@ class FakeReplicatedStore:
         history: the reigns.
         damaged: whether the log cannot be read.
         may_read, may_scan: cleared, reads of the log, or steps of a scan, stay on their thread.
+        scanning: whether a step of a scan was ever begun.
+        log_reads: how many reads of the log were begun.
         readers, scans: all that were made.
         writes: what was written, with what was asked of it; `answers` are its futures, in order.
         write_error: raised by `write`.
@@ -114,6 +117,7 @@ class FakeReplicatedStore:
         self.may_read.set()
         self.may_scan.set()
         self.log_reads = 0
+        self.scanning = False
         self.readers: list[FakeReader] = []
         self.scans: list[FakeScan] = []
         self.writes: list[tuple[tuple[Op, ...], Acks | None]] = []
