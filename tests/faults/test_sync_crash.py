@@ -324,3 +324,25 @@ def test_a_second_crash_in_every_call_of_a_start_after_one_half_way_through_the_
         with pytest.raises(SimulatedCrash):
             roll_forward(process.rig.disk, process.rig.layout, process.rig.files, process.rig.captured)
         check_starts(process, [KEPT, DROPPED, torn(moves)], second_crashes=1000)
+
+
+def test_a_sync_of_which_the_file_is_gone_but_not_for_certain_is_whole_or_gone() -> None:
+    """What a killed process removed can come back when the power goes: the rest must not have gone before."""
+    process = Process(next_life(replica_with_data(1), KEPT))
+    process.start()
+    process.begin(SYNC)
+    process.store(0, 9)
+    plan = process.rig.disk.plan
+    plan.crash_at = len(plan.calls) + 3
+    with pytest.raises(SimulatedCrash):
+        process.drop()
+    assert plan.calls[-2].operation == "unlink"
+    assert plan.calls[-1].operation == "sync_directory"
+    counted = next_life(process.rig, KEPT)
+    boot(counted)
+    for call in counted.disk.plan.calls:
+        crashed = next_life(process.rig, KEPT, CrashPlan(call.number))
+        with pytest.raises(SimulatedCrash):
+            boot(crashed)
+        for seed in range(12):
+            check_start(next_life(crashed, torn(seed)), process.possible, go_on=False)

@@ -108,6 +108,16 @@ def test_nothing_is_copied_twice() -> None:
     assert rig.captured.names().count("entries_copied") == 1
 
 
+def test_what_is_left_of_an_attempt_is_not_part_of_the_next() -> None:
+    rig, storage = written()
+    rig.disk.put_file(
+        rig.layout.diverged / f"{NAME}.tmp" / "00000000000000000002.wal", b"of an attempt that ended early"
+    )
+    path = move(rig, storage)
+    assert path is not None
+    assert sorted(payloads(rig, path)) == list(range(5, 21))
+
+
 def test_copies_are_listed_by_the_position_of_their_last_entry() -> None:
     rig, storage = written()
     assert list_diverged(rig.disk, rig.layout) == []

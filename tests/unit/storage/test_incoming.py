@@ -277,6 +277,8 @@ def test_running_node_goes_on_with_the_new_data() -> None:
     entry = Entry(51, HISTORY.current, 1, (put(b"z", b"1"),))
     storage.wal.append([log_record(rig.encode(entry))])
     storage.engine.write([entry], synced=True)
+    with pytest.raises(SyncLost):
+        store.begin(SYNC, resumed=True)
     store.begin(OTHER, resumed=False)
     store.drop()
     assert not roll_forward(rig.disk, rig.layout, rig.files, rig.captured)
@@ -420,6 +422,7 @@ def test_what_says_something_of_the_old_data_goes_with_them() -> None:
     store.prepare_swap(sync.first, sync.latest, HISTORY, MEMBERS)
     roll_forward(rig.disk, rig.layout, rig.files, rig.captured)
     assert not rig.disk.exists(rig.layout.clean)
+    assert not rig.disk.exists(rig.layout.repair)
     check_replaced(rig, sync, records(0, 3))
 
 
@@ -454,6 +457,18 @@ def test_each_move_is_durable_before_the_next_step() -> None:
     assert len(moves) == 4
     for move in moves:
         assert sorted(calls[move + 1 : move + 3]) == [("sync_directory", "/data"), ("sync_directory", "/data/incoming")]
+
+
+def test_nothing_but_its_own_segment_comes_with_a_sync() -> None:
+    rig, storage = rig_with_data()
+    store = open_incoming(rig)
+    store.begin(SYNC, resumed=False)
+    rig.disk.put_file(rig.layout.incoming / "wal/00000000000000000007.wal", b"of a sync that was not finished")
+    store.store(records(0, 29))
+    store.prepare_swap(SYNC.first, SYNC.latest, HISTORY, MEMBERS)
+    close(storage)
+    roll_forward(rig.disk, rig.layout, rig.files, rig.captured)
+    check_replaced(rig, SYNC, records(0, 29))
 
 
 def test_what_was_moved_aside_before_is_not_in_the_way() -> None:
@@ -492,6 +507,8 @@ def test_it_works_on_a_real_disk_with_leveldb(tmp_path: Path) -> None:
 
     many = [SnapshotRecord(b"new%05d" % n, n % 50 + 1, HISTORY.reigns[0].epoch, 0, b"v" * 300) for n in range(1000)]
     store = open_store()
+    store.begin(SYNC, resumed=False)
+    store.store(many[:3])
     store.begin(SYNC, resumed=False)
     for begin in range(0, 500, 50):
         store.store(many[begin : begin + 50])

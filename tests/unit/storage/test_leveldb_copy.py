@@ -15,7 +15,19 @@ from kvnode.node.storage.engine import Applied
 from kvnode.node.storage.leveldb import LevelDbEngine
 from kvnode.protocol.snapshot import SnapshotRecord
 from kvnode.protocol.types import Epoch, Position, delete, put
-from support.engines import EPOCH, SMALL, entry, fill, opened, read_range, read_records, read_values
+from support.engines import (
+    EPOCH,
+    PLAIN,
+    SMALL,
+    entry,
+    fill,
+    flipped,
+    opened,
+    read_range,
+    read_records,
+    read_values,
+    tables,
+)
 
 NOTHING = Position(Epoch(0), 0)
 
@@ -134,6 +146,20 @@ def test_a_record_without_a_header_is_damage(tmp_path: Path) -> None:
         scan.close()
 
 
+@pytest.mark.parametrize("damaged", range(4))
+def test_damage_in_any_block_is_no_end(damaged: int, tmp_path: Path) -> None:
+    """LevelDB skips a damaged block; in the last one with data, what it finds behind it looks like the end."""
+    path = tmp_path / "db"
+    values = {b"key%d" % number: b"%d" % number * 2000 for number in range(4)}
+    with opened(PLAIN, path) as engine:
+        fill(engine, 1, values)
+        engine.flush()
+    (table,) = tables(path)
+    with flipped(table, table.read_bytes().index(values[b"key%d" % damaged]), 1), opened(PLAIN, path) as engine:
+        with pytest.raises(RecordDamaged):
+            read_records(engine, b"", 1)
+
+
 # ---- copying in ----------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +219,18 @@ def test_what_one_engine_hands_out_another_takes(tmp_path: Path) -> None:
         assert read_records(target) == read_records(source)
         assert read_range(target, KeyRange(reverse=True)) == read_range(source, KeyRange(reverse=True))
         assert target.applied.position == source.applied.position
+
+
+def test_a_flush_makes_durable_what_was_copied_since_the_last_one(tmp_path: Path) -> None:
+    with opened(SMALL, tmp_path / "db") as engine:
+        engine.copy_in([record(1)])
+        engine.flush()
+        engine.copy_in([record(2)])
+        engine.flush()
+    for log in (tmp_path / "db").glob("*.log"):
+        log.unlink()
+    with opened(SMALL, tmp_path / "db") as engine:
+        assert engine.copied_key() == record(2).key
 
 
 def copy_of(path: Path, to: Path) -> Path:
