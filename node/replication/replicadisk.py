@@ -20,6 +20,9 @@ from kvnode.protocol.types import History, Position
 
 T = TypeVar("T")
 
+#: How often the log says how far a full sync is.
+_PROGRESS_S = 5.0
+
 
 class ReplicaDisk:
     """Does it on the `disk` thread, one piece at a time.
@@ -36,6 +39,7 @@ class ReplicaDisk:
         self.diverged: list[str] = files.list_diverged()
         self.full_syncs_received = 0
         self.incoming_keys = 0
+        self._told_at = shared.loop.time()
         self._shared = shared
         self._files = files
         self._members = members
@@ -82,6 +86,7 @@ class ReplicaDisk:
         await self._run(lambda: self._files.incoming.begin(incoming, resumed=resumed))
         if not resumed:
             self.incoming_keys = 0
+        self._told_at = self._shared.loop.time()
         self._shared.log.info(
             "full_sync_begins",
             first=incoming.first,
@@ -94,6 +99,10 @@ class ReplicaDisk:
         """Store records in incoming/."""
         await self._run(lambda: self._files.incoming.store(records))
         self.incoming_keys += len(records)
+        now = self._shared.loop.time()
+        if now >= self._told_at + _PROGRESS_S:
+            self._told_at = now
+            self._shared.log.info("full_sync_progress", keys=self.incoming_keys)
 
     async def finish_incoming(self, work: FinishIncoming) -> None:
         """Swap this node's data for what is in incoming/."""
