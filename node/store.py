@@ -46,7 +46,7 @@ from kvnode.node.limits import check_limits
 from kvnode.node.metrics import StoreCounters
 from kvnode.node.reads import PointReads, RangeRead, rebuilding
 from kvnode.node.storage.cache import LruCache
-from kvnode.node.storage.checkpoint import checkpoint_and_trim
+from kvnode.node.storage.checkpoint import take_checkpoint
 from kvnode.node.storage.datadir import CleanStop, StateFiles
 from kvnode.node.storage.engine import Engine, RecordScan
 from kvnode.node.storage.logreader import LogReader
@@ -465,7 +465,7 @@ class Store:
 
     def _close_storage(self, clean: bool, timeout_s: float) -> bool:
         if clean:
-            self.checkpoint_seq = checkpoint_and_trim(self._files, self.wal, self._engine, self._log)
+            self.checkpoint_seq = take_checkpoint(self._files, self.wal, self._engine, self._log)
         if not self._engine.close(timeout_s):
             self._log.error("stop_incomplete", reason="a reader did not leave LevelDB in time")
             return False

@@ -46,14 +46,3 @@ def trim_log(wal: Wal, first_seq: Seq, log: EventLog) -> None:
     dropped = wal.drop_before(first_seq)
     if dropped:
         log.info("log_trimmed", first_seq=wal.first_seq, segments_dropped=len(dropped))
-
-
-def checkpoint_and_trim(files: StateFiles, wal: Wal, engine: Engine, log: EventLog) -> Seq:
-    """`take_checkpoint`, then `trim_log`, for a log that nobody else reads.
-
-    Raises:
-        As those two do.
-    """
-    seq = take_checkpoint(files, wal, engine, log)
-    trim_log(wal, wal.trim_target(seq, None), log)
-    return seq
