@@ -217,6 +217,11 @@ class ReplicaFeed:
         return wake_at
 
     @property
+    def subscribed(self) -> bool:
+        """Whether it has said where it stands."""
+        return self._subscribed is not None
+
+    @property
     def live(self) -> bool:
         """Whether it counts as following, for writes that want acks."""
         return self.state in (ReplicaState.CATCHING_UP, ReplicaState.STREAMING)
@@ -463,7 +468,8 @@ class ReplicaFeed:
     def _tick(self, now: float) -> Instructions:
         dead = self._heartbeat.dead(now)
         if dead is not None:
-            return [dead, *self._end(dead.message)]
+            # An entry that it lacks is older than its last sign of life.
+            return [*self._measure_lag(now), dead, *self._end(dead.message)]
         ping: Instructions = [SendPing(self.durable_seq)] if self._heartbeat.ping_due(now) else []
         return ping + self._measure_lag(now) + self._send_on(now)
 

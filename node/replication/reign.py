@@ -17,6 +17,7 @@ from kvnode.node.replication.members import StoredMembers
 from kvnode.node.replication.ports import Shared
 from kvnode.protocol.fields import Member
 from kvnode.protocol.handshake import LiveSession
+from kvnode.protocol.lag import LagWatch
 from kvnode.protocol.messages import Hello
 from kvnode.protocol.primary import ReplicaFeed, ReplicaState
 from kvnode.protocol.primary_events import LogAdvanced, LogTrimmed, MemberSaved, MembersChanged, PinLost
@@ -24,7 +25,7 @@ from kvnode.protocol.quorum import majority_acks
 from kvnode.protocol.sync import SyncPins
 from kvnode.protocol.types import Seq
 
-#: How often pins are looked after.
+#: How often pins are looked after, and members that are away.
 _HOUSEKEEPING_S = 1.0
 
 #: A replica for which nobody waits is told of new entries so often at most. Under load it is so much behind, and an
@@ -67,6 +68,7 @@ class Reign:
         self._acks = AckGate(shared.loop)
         self._feeds: dict[bytes, FeedSession] = {}
         self._last_known: dict[bytes, _LastKnown] = {}
+        self._lag_watch = LagWatch(shared.loop.time())
         self._permitted: FeedSession | None = None
         self._permit_queue: deque[FeedSession] = deque()
         self._over = False
@@ -211,9 +213,8 @@ class Reign:
         node_id = machine.member.node_id
         if self._feeds.get(node_id) is feed:
             del self._feeds[node_id]
-            self._last_known[node_id] = _LastKnown(
-                feed.link.peer, machine.sent_seq, machine.acked_seq, machine.applied_seq
-            )
+            if machine.subscribed:
+                self._last_known[node_id] = _known_of(feed)
         self._progress.set()
 
     def _permit_next(self) -> None:
@@ -293,6 +294,24 @@ class Reign:
             feed = self._feeds.get(node_id)
             if feed is not None:
                 feed.step(PinLost())
+        self._watch_lag()
+
+    def _watch_lag(self) -> None:
+        """Say so of members that have been behind for long and do not stream."""
+        now, durable_seq = self._shared.loop.time(), self._shared.store.applied.seq
+        for member in self._members.all:
+            feed, acked_seq = self._feeds.get(member.node_id), self._known(member).acked_seq
+            state = ReplicaState.DISCONNECTED if feed is None else feed.machine.state
+            follows = (
+                member.node_id == self._shared.node_id
+                or state in (ReplicaState.STREAMING, ReplicaState.FULL_SYNC)
+                or acked_seq >= durable_seq
+            )
+            lacking_s = self._lag_watch.look(member.node_id, follows=follows, now=now)
+            if lacking_s is not None:
+                reason = f"{member.name} is {state} and has not streamed for {lacking_s:.0f} s"
+                behind = f"{durable_seq - acked_seq} entries behind" if acked_seq else "how far behind is not known"
+                self._shared.log.warning("replica_lags", name=member.name, reason=f"{reason}; {behind}")
 
     # ---- what is told of it --------------------------------------------------------------------------------------
 
@@ -312,14 +331,11 @@ class Reign:
     def _status_of(self, member: Member) -> dict[str, Any]:
         shared = self._shared
         durable_seq = shared.store.applied.seq
-        feed = self._feeds.get(member.node_id)
+        feed, last = self._feeds.get(member.node_id), self._known(member)
         if feed is None:
-            last = self._last_known.get(member.node_id, _LastKnown(member.address, 0, 0, 0))
             state, lag_s = ReplicaState.DISCONNECTED, None
         else:
-            machine = feed.machine
-            last = _LastKnown(feed.link.peer, machine.sent_seq, machine.acked_seq, machine.applied_seq)
-            state, lag_s = machine.state, round(machine.lag_s(shared.loop.time()), 3)
+            state, lag_s = feed.machine.state, round(feed.machine.lag_s(shared.loop.time()), 3)
         status: dict[str, Any] = {
             "name": member.name,
             "address": member.address or last.address,
@@ -335,10 +351,23 @@ class Reign:
             status["synced_keys"] = feed.machine.synced_keys
         return status
 
+    def _known(self, member: Member) -> _LastKnown:
+        """How far a replica is; until its session says that, how far it was."""
+        feed = self._feeds.get(member.node_id)
+        if feed is not None and feed.machine.subscribed:
+            return _known_of(feed)
+        last = self._last_known.get(member.node_id, _LastKnown(member.address, 0, 0, 0))
+        return last if feed is None else last._replace(address=feed.link.peer)
+
     def _retention(self, node_id: bytes, acked_seq: Seq) -> str:
         if self.pins.pinned_seq(node_id) is not None:
             return "extended"
         return "reserved" if acked_seq + 1 >= self._shared.store.extent.first_seq else "lost"
+
+
+def _known_of(feed: FeedSession) -> _LastKnown:
+    machine = feed.machine
+    return _LastKnown(feed.link.peer, machine.sent_seq, machine.acked_seq, machine.applied_seq)
 
 
 def not_primary(superseded_term: int, own_term: int) -> NotPrimary:

@@ -669,6 +669,31 @@ async def test_a_member_that_comes_back_while_it_is_being_forgotten_is_one_again
         assert member("r1") in rig.members.all, "it is sent entries"
 
 
+async def test_a_member_that_is_away_and_behind_is_told_of_once() -> None:
+    async with reigning(member("r1"), member("away")) as rig:
+        replica = await rig.streaming("r1")
+        await rig.pass_time(10)
+        # Nobody lacks anything.
+        assert events_of(rig.shared).names().count("replica_lags") == 0
+        await replica.leave()
+        rig.publish(3)
+        for _ in range(20):
+            await rig.pass_time(1)
+        said = [fields for name, fields in events_of(rig.shared).events if name == "replica_lags"]
+        assert [fields["name"] for fields in said] == ["r1", "away"]
+        assert said[0]["reason"] == "r1 is disconnected and has not streamed for 5 s; how far behind is not known"
+        replica = await rig.streaming("r1")
+        await rig.pass_time(1)
+        await replica.leave()
+        rig.publish(2)
+        for _ in range(20):
+            await rig.pass_time(1)
+        said = [fields for name, fields in events_of(rig.shared).events if name == "replica_lags"][2:]
+        assert [fields["reason"] for fields in said] == [
+            "r1 is disconnected and has not streamed for 5 s; 2 entries behind"
+        ]
+
+
 # ---- what is told of it ----------------------------------------------------------------------------------------
 
 
@@ -706,6 +731,19 @@ async def test_status_has_all_members_connected_or_not() -> None:
         rig.store.trim(4)
         rows = {each["name"]: each for each in rig.reign.status_of_replicas()}
         assert (rows["r1"]["state"], rows["r1"]["acked_seq"], rows["r1"]["retention"]) == ("disconnected", 2, "lost")
+
+
+async def test_a_session_that_says_nothing_hides_nothing_of_the_one_before() -> None:
+    async with reigning(member("r1")) as rig:
+        rig.publish(3)
+        replica = await rig.streaming("r1")
+        await replica.leave()
+        rig.store.trim(4)
+        silent = rig.replica("r1")
+        for state in ("connecting", "disconnected"):
+            (row,) = rig.reign.status_of_replicas()
+            assert (row["state"], row["acked_seq"], row["retention"]) == (state, 3, "reserved")
+            await silent.leave()
 
 
 async def test_a_member_without_an_address_is_shown_where_it_comes_from() -> None:
