@@ -10,6 +10,7 @@ from kvnode.node.errors import LogTrimmed
 from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.ports import RecordReader, RecordScan, Shared
+from kvnode.protocol.errors import LocalProtocolError
 from kvnode.protocol.fields import ID_BYTES, Member
 from kvnode.protocol.messages import Entries, Message, Ping, SnapshotEnd
 from kvnode.protocol.primary import ReplicaFeed, ReplicaState
@@ -145,6 +146,10 @@ class FeedSession:
                     self._sent = False
                     if self.link.is_open:
                         events.append(self.link.progress)
+        except LocalProtocolError as error:
+            # An entry of a time with larger limits, or a bug: the replica must not wait for what cannot be sent.
+            self._shared.log.error("replica_session_failed", name=machine.member.name, reason=str(error))
+            self.link.refuse("internal", str(error))
         finally:
             self._stepping = False
         self._set_alarm()
