@@ -379,15 +379,18 @@ class ReplicaFeed:
         limits = self._limits
         if self.acked_seq < self._mark_seq:
             if self.state is ReplicaState.STREAMING and now >= self._mark_at + limits.lag_s:
-                reason = f"{self.durable_seq - self.acked_seq} entries behind for {now - self._mark_at:.1f} s"
-                alarm: Instructions = [RaiseAlarm("replica_lags", f"{self.member.name} is {reason}")]
-                return alarm + self._enter(ReplicaState.CATCHING_UP, reason, now)
+                alarm = self._alarm(now)
+                return [alarm, *self._enter(ReplicaState.CATCHING_UP, alarm.message, now)]
             return []
         took_s = now - self._mark_at
         self._mark_seq, self._mark_at = self.durable_seq, now
         if self.state is ReplicaState.CATCHING_UP and took_s <= limits.tail_s:
             return self._unpin() + self._enter(ReplicaState.STREAMING, f"it holds {self.acked_seq}", now)
         return []
+
+    def _alarm(self, now: float) -> RaiseAlarm:
+        entries, lag_s = self.durable_seq - self.acked_seq, now - self._mark_at
+        return RaiseAlarm("replica_lags", f"{self.member.name} is {entries} entries behind for {lag_s:.1f} s")
 
     # ---- full sync -----------------------------------------------------------------------------------------------
 
@@ -468,8 +471,8 @@ class ReplicaFeed:
     def _tick(self, now: float) -> Instructions:
         dead = self._heartbeat.dead(now)
         if dead is not None:
-            # An entry that it lacks is older than its last sign of life.
-            return [*self._measure_lag(now), dead, *self._end(dead.message)]
+            lags: Instructions = [self._alarm(now)] if self.live and self.acked_seq < self._mark_seq else []
+            return [*lags, dead, *self._end(dead.message)]
         ping: Instructions = [SendPing(self.durable_seq)] if self._heartbeat.ping_due(now) else []
         return ping + self._measure_lag(now) + self._send_on(now)
 
