@@ -28,7 +28,7 @@ class Timing:
 
     #: between two PINGs
     ping_s: float = 1.0
-    #: without any frame from the peer
+    #: without any byte from the peer
     silence_s: float = 5.0
     #: with bytes waiting to be sent of which none leaves
     stall_s: float = 30.0
@@ -46,7 +46,7 @@ class FrameReceived:
 
 @dataclass(frozen=True, slots=True)
 class TransportProgressed:
-    """How far sending is, in bytes since the session began.
+    """How far sending and receiving are, in bytes since the session began.
 
     Stepped after the instructions of a step that sent anything, when the transport has room again after it had none
     (with a high-water mark of at most `FeedLimits.unsent_bytes`), and before each `Ticked`.
@@ -56,6 +56,8 @@ class TransportProgressed:
     written: int
     #: of those, what has left this process; at most `written`
     flushed: int
+    #: taken from the transport, frames that are not whole included: a large one on a slow link takes its time
+    received: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class Heartbeat:
         self._heard_at = now
         self._progressed_at = now
         self._flushed = 0
+        self._received = 0
         self._deaf = False
         #: bytes handed to the transport that have not left
         self.pending_bytes = 0
@@ -133,7 +136,10 @@ class Heartbeat:
         self._heard_at = now
 
     def progressed(self, event: TransportProgressed, now: float) -> None:
-        """Take note of what left."""
+        """Take note of what left, and of what came."""
+        if event.received > self._received:
+            self._received = event.received
+            self._heard_at = now
         if event.flushed > self._flushed or not self.pending_bytes:
             self._progressed_at = now
         self._flushed = event.flushed
@@ -149,7 +155,7 @@ class Heartbeat:
     def dead(self, now: float) -> CloseSession | None:
         """How to end the session, if the peer is silent or takes nothing."""
         if not self._deaf and now >= self._heard_at + self._timing.silence_s:
-            return CloseSession("peer_silent", f"no frame came for {self._timing.silence_s:g} s", abort=True)
+            return CloseSession("peer_silent", f"nothing came for {self._timing.silence_s:g} s", abort=True)
         if self.pending_bytes and now >= self._progressed_at + self._timing.stall_s:
             return CloseSession("send_stalled", f"nothing could be sent for {self._timing.stall_s:g} s", abort=True)
         return None

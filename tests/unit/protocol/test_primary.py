@@ -343,7 +343,7 @@ SCRIPTS: dict[str, list[Step]] = {
         (
             5.0,
             Ticked(),
-            [CloseSession("peer_silent", "no frame came for 5 s", abort=True), "disconnected"],
+            [CloseSession("peer_silent", "nothing came for 5 s", abort=True), "disconnected"],
         ),
     ],
     "a silent replica that lacks entries is dropped with an alarm": [
@@ -356,10 +356,18 @@ SCRIPTS: dict[str, list[Step]] = {
             Ticked(),
             [
                 RaiseAlarm("replica_lags", "web2 is 1 entries behind for 4.5 s"),
-                CloseSession("peer_silent", "no frame came for 5 s", abort=True),
+                CloseSession("peer_silent", "nothing came for 5 s", abort=True),
                 "disconnected",
             ],
         ),
+    ],
+    "half a frame is a sign of life": [
+        *STREAMING,
+        (4.0, TransportProgressed(100, 100, 50), []),
+        (5.0, Ticked(), [SendPing(20)]),
+        (8.9, TransportProgressed(100, 100, 50), []),
+        (8.9, Ticked(), [SendPing(20)]),
+        (9.0, Ticked(), [CloseSession("peer_silent", "nothing came for 5 s", abort=True), "disconnected"]),
     ],
     "a replica that takes nothing is dropped, though it talks": [
         *STREAMING,

@@ -411,8 +411,8 @@ SCRIPTS: dict[str, tuple[FollowerDisk, list[Step]]] = {
                 12.6,
                 Ticked(),
                 [
-                    CloseSession("peer_silent", "no frame came for 5 s", abort=True),
-                    ReportError("peer_silent", "no frame came for 5 s"),
+                    CloseSession("peer_silent", "nothing came for 5 s", abort=True),
+                    ReportError("peer_silent", "nothing came for 5 s"),
                 ],
             ),
         ],
