@@ -52,6 +52,7 @@ class PeerLink(asyncio.Protocol):
         peer: HOST:PORT of the other side, once connected.
         peer_host: its host alone.
         written: bytes handed to the transport.
+        received: bytes taken from it.
     """
 
     def __init__(self, owner: LinkOwner, max_frame_bytes: int, *, stranger: bool) -> None:
@@ -65,6 +66,7 @@ class PeerLink(asyncio.Protocol):
         self.peer = "?"
         self.peer_host = "?"
         self.written = 0
+        self.received = 0
         self._max_frame_bytes = max_frame_bytes
         self._decoder = FrameDecoder(min(max_frame_bytes, STRANGER_FRAME_BYTES) if stranger else max_frame_bytes)
         self._transport: asyncio.Transport | None = None
@@ -90,8 +92,8 @@ class PeerLink(asyncio.Protocol):
 
     @property
     def progress(self) -> TransportProgressed:
-        """How far sending is."""
-        return TransportProgressed(self.written, self.written - self.held_bytes)
+        """How far sending and receiving are."""
+        return TransportProgressed(self.written, self.written - self.held_bytes, self.received)
 
     @property
     def held_bytes(self) -> int:
@@ -186,6 +188,7 @@ class PeerLink(asyncio.Protocol):
         self.owner.link_made(self)
 
     def data_received(self, data: bytes) -> None:
+        self.received += len(data)
         if self._closing:
             return
         decoder = self._decoder
