@@ -1,9 +1,11 @@
-"""The shell scripts: their syntax, how compose/python-env chooses an interpreter and prepares .venv, and tests/run.
+"""The shell scripts: their syntax, how compose/python-env chooses an interpreter and prepares .venv, what the others
+share, and tests/run.
 
 The interpreters are shell scripts that answer as the real ones do and note what they were told to do, so nothing
 is installed and every sort of interpreter can be had.
 """
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.node.fs import RealFs
+from kvnode.node.storage.datadir import Identity, Layout, StateFiles
+from kvnode.protocol.types import Epoch, History
 from support.project import PARTS, ROOT
 
 COMMANDS = ("compose/up", "compose/down", "compose/python-env", "tests/run", ".ci/run")
@@ -315,6 +320,78 @@ class TestPrepare:
         assert done.returncode == 1
         assert "usage: " in done.stderr
         assert not sandbox.venv_python.exists()
+
+
+class TestNodes:
+    """compose/nodes.sh: which process is a node's, and what its directory says of it."""
+
+    @staticmethod
+    def ask(data: Path, script: str) -> list[str]:
+        """Runs lines of a script that has sourced it; returns the lines that it printed."""
+        done = subprocess.run(
+            ["bash", "-euc", f'source "$0"; data=$1; {script}', ROOT / "compose/nodes.sh", data],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    @pytest.fixture
+    def kvnode(self, tmp_path: Path) -> Path:
+        """A program of that name which waits for its stdin to end."""
+        path = tmp_path / "bin" / "kvnode"
+        path.parent.mkdir()
+        path.write_text("#!/bin/bash\nread -r\n")
+        path.chmod(0o755)
+        return path
+
+    @pytest.mark.parametrize("command", [["start"], ["join", "127.0.0.1:7001"]], ids=" ".join)
+    @pytest.mark.parametrize(
+        ("node", "program", "found"),
+        [("web2", "kvnode", True), ("web3", "kvnode", False), ("web22", "kvnode", False), ("web2", "kvnod", False)],
+    )
+    def test_find_node(
+        self, tmp_path: Path, kvnode: Path, command: list[str], node: str, program: str, found: bool
+    ) -> None:
+        """Of all that web2.pid may name, only a kvnode on web2's own directory is web2."""
+        data = tmp_path / "the data"
+        data.mkdir()
+        kvnode = kvnode.rename(kvnode.with_name(program))
+        flags = ["--data", data / node, "--http", "127.0.0.1:5002", "--peer", "127.0.0.1:7002", "--name", node]
+        with subprocess.Popen([kvnode, *command, *flags], stdin=subprocess.PIPE) as process:
+            (data / "web2.pid").write_text(f"{process.pid}\n")
+            said = self.ask(data, 'find_node web2 && echo "$pid $http $peer" || echo no')
+        assert said == ([f"{process.pid} 127.0.0.1:5002 127.0.0.1:7002"] if found else ["no"])
+        assert self.ask(data, "find_node web2 || echo no") == ["no"]
+
+    def role(self, data: Path) -> str:
+        (said,) = self.ask(data, 'read_role web1; echo "<$role> <$follows> <$term>"')
+        return said
+
+    def test_read_role(self, tmp_path: Path) -> None:
+        assert self.role(tmp_path) == "<> <> <0>"
+        files = StateFiles(RealFs(), Layout(tmp_path / "web1"))
+        (tmp_path / "web1").mkdir()
+        replica = Identity("0" * 32, "web1", "1" * 32, "replica", "127.0.0.1:7001")
+        files.save_identity(replica)
+        assert self.role(tmp_path) == "<replica> <127.0.0.1:7001> <0>"
+        primary = dataclasses.replace(replica, role="primary", primary=None)
+        for identity in (primary, dataclasses.replace(primary, superseded_term=99)):
+            files.save_identity(identity)
+            assert self.role(tmp_path) == "<primary> <> <0>"
+        history = History()
+        for term in (1, 9, 12):
+            history = history.begin(Epoch.of(term, 0xABCDEF00), term)
+            files.save_history(history)
+            assert self.role(tmp_path) == f"<primary> <> <{term}>"
+
+    @pytest.mark.parametrize("text", ["", "{}", '{"role":3}', "\0"])
+    def test_read_role_of_a_damaged_directory(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "web1").mkdir()
+        (tmp_path / "web1" / "node.json").write_text(text)
+        (tmp_path / "web1" / "history").write_text(text)
+        assert self.role(tmp_path) == "<unreadable> <> <0>"
 
 
 class TestRun:
