@@ -248,7 +248,8 @@ class Following:
                 self._primary.host,
                 self._primary.port,
             )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            # A UnicodeError is what Python says of a name that no host can have.
             self._connecting = None
             self._step(Disconnected(f"cannot connect: {error}", secrets.randbits(32)))
             return

@@ -266,8 +266,8 @@ class Forwarder:
                     self._primary.port,
                 )
                 await self._changed.wait()
-        except OSError as error:
-            # The builtin TimeoutError is one.
+        except (OSError, UnicodeError) as error:
+            # The builtin TimeoutError is an OSError. The other is what Python says of a name that no host can have.
             self._last_error = "no answer in time" if isinstance(error, TimeoutError) else f"cannot connect: {error}"
             if self._link is not None:
                 self._link.abort(self._last_error)

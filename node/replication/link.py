@@ -134,18 +134,23 @@ class PeerLink(asyncio.Protocol):
         self._decoder.max_frame_bytes = self._max_frame_bytes
 
     def pause_reading(self) -> None:
-        """Take no more bytes."""
+        """Take no more bytes, and tell of no more frames."""
         if self._transport is not None and not self._closing:
             self._transport.pause_reading()
             self._deaf = True
             self._watch_frame()
 
     def resume_reading(self) -> None:
-        """Take bytes again."""
-        if self._transport is not None and not self._closing:
-            self._transport.resume_reading()
+        """Take bytes again; what came before is told of first."""
+        if self._transport is not None and not self._closing and self._deaf:
             self._deaf = False
-            self._watch_frame()
+            self._loop.call_soon(self._go_on_reading)
+
+    def _go_on_reading(self) -> None:
+        if self._transport is not None and not self._closing and not self._deaf:
+            self._tell_frames()
+        if self._transport is not None and not self._closing and not self._deaf:
+            self._transport.resume_reading()
 
     # ---- ending --------------------------------------------------------------------------------------------------
 
@@ -189,15 +194,17 @@ class PeerLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
-        if self._closing:
-            return
-        decoder = self._decoder
+        if not self._closing:
+            self._decoder.feed(data)
+            self._tell_frames()
+
+    def _tell_frames(self) -> None:
+        """Tell the owner of the frames that are whole, as long as it reads."""
         try:
-            decoder.feed(data)
-            for message in decoder:
+            for message in self._decoder:
                 self.owner.frame_received(self, message)
-                if not self.is_open:
-                    return
+                if self._closing or self._deaf:
+                    break
         except RemoteProtocolError as error:
             self.refuse(error.code, str(error))
         except LocalProtocolError as error:

@@ -73,8 +73,12 @@ class Observer:
                 pass
             case _:
                 link.refuse("protocol_error", f"{message.TYPE.name} is not what an observer sends")
+        if link.held_bytes >= HIGH_WATER_BYTES:
+            # It asks for more than it takes.
+            link.pause_reading()
 
     def link_drained(self, link: PeerLink) -> None:
+        link.resume_reading()
         self._send_on()
 
     def peer_finished(self, link: PeerLink) -> bool:

@@ -70,6 +70,9 @@ async def probe(address: Address, timeout_s: float, cluster_id: bytes = b"") -> 
         raise ProbeFailed(f"{address} gives no answer within {timeout_s:g} s") from None
     except OSError as error:
         raise ProbeFailed(f"cannot connect to {address}: {error.strerror or error}") from None
+    except UnicodeError as error:
+        # So says Python of a name that no host can have.
+        raise ProbeFailed(f"cannot connect to {address}: {error}") from None
     finally:
         asking.end()
 

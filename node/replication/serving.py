@@ -9,13 +9,18 @@ import msgspec
 
 from kvnode.node.api import Acks, WriteResult
 from kvnode.node.errors import InvalidRequest, NotPrimary
-from kvnode.node.replication.link import PeerLink
+from kvnode.node.replication.alarm import Alarm
+from kvnode.node.replication.link import HIGH_WATER_BYTES, PeerLink
 from kvnode.node.replication.ports import Shared
 from kvnode.node.rest.body import check_value
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.messages import Message, Ping, Status, Subscribe, Write
 from kvnode.protocol.messages import WriteResult as WriteResultFrame
+from kvnode.protocol.session import Heartbeat, Timing
 from kvnode.protocol.types import Epoch, Op, Put
+
+#: It may be silent for ever, and is dropped when it takes none of its answers for a while.
+_TIMING = Timing(ping_s=float("inf"), silence_s=float("inf"))
 
 _encode_json = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -45,6 +50,8 @@ class ClientSession:
         #: writes that were taken and are not answered
         self._unanswered = 0
         self._finished = False
+        self._heartbeat = Heartbeat(_TIMING, shared.loop.time())
+        self._alarm = Alarm(shared.loop, self._tick)
 
     def link_made(self, link: PeerLink) -> None:
         raise AssertionError("a session begins on a link that is there")
@@ -65,9 +72,13 @@ class ClientSession:
                     link.refuse("not_primary", why)
             case _:
                 link.refuse("protocol_error", f"{message.TYPE.name} is not what such a session sends")
+        if link.held_bytes >= HIGH_WATER_BYTES:
+            # It asks for more than it takes.
+            link.pause_reading()
+            self._tick()
 
     def link_drained(self, link: PeerLink) -> None:
-        """Answers are small, and as many as the requests that were taken."""
+        link.resume_reading()
 
     def peer_finished(self, link: PeerLink) -> bool:
         self._finished = True
@@ -75,6 +86,17 @@ class ClientSession:
 
     def link_lost(self, link: PeerLink, reason: str) -> None:
         """Writes that were taken go on; nobody is told of them."""
+        self._alarm.cancel()
+
+    def _tick(self) -> None:
+        """While answers wait to be taken, see whether any is."""
+        now = self._shared.loop.time()
+        self._heartbeat.progressed(self.link.progress, now)
+        dead = self._heartbeat.dead(now)
+        if dead is not None:
+            self.link.abort(dead.message)
+        elif self._heartbeat.pending_bytes:
+            self._alarm.set(self._heartbeat.wake_at)
 
     def _take_write(self, frame: Write) -> None:
         try:

@@ -82,7 +82,7 @@ class Owner:
 
 @asynccontextmanager
 async def linked(
-    owner: Owner, *, max_frame_bytes: int = MAX_FRAME_BYTES, stranger: bool = False, receive_bytes: int = 1 << 26
+    owner: Owner, *, max_frame_bytes: int = MAX_FRAME_BYTES, stranger: bool = False, kernel_bytes: int | None = None
 ) -> AsyncIterator[tuple[PeerLink, Peer]]:
     """A link that was accepted, and its other side."""
     server = await asyncio.get_running_loop().create_server(
@@ -90,7 +90,7 @@ async def linked(
     )
     try:
         host, port = server.sockets[0].getsockname()
-        async with connected(Address(host, port), receive_bytes=receive_bytes) as peer:
+        async with connected(Address(host, port), kernel_bytes=kernel_bytes) as peer:
             link = await asyncio.wait_for(asyncio.shield(owner.made), PATIENCE_S)
             yield link, peer
             link.abort("the end of the test")

@@ -31,8 +31,6 @@ M = TypeVar("M", bound=Message)
 #: Past this something is wrong; nothing here waits for time to pass.
 PATIENCE_S = 20.0
 
-_READ_BYTES = 256 * 1024
-
 CLUSTER_ID = b"c" * 16
 PRIMARY_ID = b"p" * 16
 REPLICA_ID = b"r" * 16
@@ -46,28 +44,66 @@ class PeerGone(Exception):
     """The other side has closed the connection, and no frame is left."""
 
 
-class Peer:
+class Peer(asyncio.Protocol):
     """One connection.
 
     Attributes:
         received: all bytes that came, counted.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self) -> None:
         self.received = 0
-        self._reader = reader
-        self._writer = writer
         self._decoder = FrameDecoder()
+        self._made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed = asyncio.Event()
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._has_ended = False
+        self._error: Exception | None = None
+
+    # ---- asyncio.Protocol ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's is one in all but its class.
+        self._transport = cast(asyncio.Transport, transport)
+        self._made.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        self._decoder.feed(data)
+        self._changed.set()
+
+    def eof_received(self) -> bool:
+        self._has_ended = True
+        self._changed.set()
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._has_ended = True
+        self._error = error
+        self._changed.set()
+        self._may_write.set()
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    # ---- for tests -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the other side has ended neither the connection nor its half of it, as far as is known here."""
+        return not self._has_ended
 
     def send(self, *what: Message | bytes) -> None:
         """Send frames, or bytes as they are."""
-        self._writer.write(b"".join([each if isinstance(each, bytes) else encode(each) for each in what]))
+        self._transport.write(b"".join([each if isinstance(each, bytes) else encode(each) for each in what]))
 
     async def flushed(self) -> None:
         """Return when the kernel has nearly all of it, or the connection is gone."""
-        async with asyncio.timeout(PATIENCE_S):
-            with suppress(ConnectionError):
-                await self._writer.drain()
+        await asyncio.wait_for(self._may_write.wait(), PATIENCE_S)
 
     async def next(self) -> Message:
         """The next frame.
@@ -76,15 +112,21 @@ class Peer:
             PeerGone: there is none.
             ConnectionError: the connection was reset.
         """
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                for message in self._decoder:
-                    return message
-                data = await self._reader.read(_READ_BYTES)
-                if not data:
-                    raise PeerGone
-                self.received += len(data)
-                self._decoder.feed(data)
+        while True:
+            for message in self._decoder:
+                return message
+            if isinstance(self._error, ConnectionError):
+                raise self._error
+            if self._has_ended:
+                raise PeerGone
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), PATIENCE_S)
+
+    async def ended(self) -> None:
+        """Return when the other side has ended the connection; what comes before is kept."""
+        while not self._has_ended:
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), PATIENCE_S)
 
     async def take(self, kind: type[M], *, skip: tuple[type[Message], ...] = (Ping,)) -> M:
         """The next frame that is not one of `skip`, which must be of this kind."""
@@ -115,47 +157,53 @@ class Peer:
         return error
 
     def pause(self) -> None:
-        """Take nothing more from the kernel, once the reader's own buffer is full."""
+        """Take nothing more from the kernel."""
         self._transport.pause_reading()
 
     def resume(self) -> None:
         """Take again what comes."""
         self._transport.resume_reading()
 
-    @property
-    def _transport(self) -> asyncio.Transport:
-        # uvloop's is one in all but its class.
-        return cast(asyncio.Transport, self._writer.transport)
-
     def half_close(self) -> None:
         """Send no more."""
-        self._writer.write_eof()
+        self._transport.write_eof()
 
     def close(self) -> None:
         """Leave in order."""
-        self._writer.close()
+        self._transport.close()
 
     def reset(self) -> None:
         """Leave without a word, as a machine that restarts does."""
-        connection: socket.socket = self._writer.get_extra_info("socket")
-        with suppress(OSError):
+        connection: socket.socket = self._transport.get_extra_info("socket")
+        # Or else it is gone already.
+        with suppress(OSError, ValueError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._writer.transport.abort()
+        self._transport.abort()
 
 
 @asynccontextmanager
-async def connected(address: Address | str, *, receive_bytes: int = 1 << 26) -> AsyncIterator[Peer]:
+async def connected(address: Address | str, *, kernel_bytes: int | None = None) -> AsyncIterator[Peer]:
     """A connection to a node, broken at the end of the block.
 
     Args:
-        receive_bytes: how much is read ahead of what the test asks for, beside what the kernel buffers.
+        kernel_bytes: what the kernel takes in for it at most, about; None = as much as it likes.
     """
     at = Address.parse(address) if isinstance(address, str) else address
-    reader, writer = await asyncio.open_connection(at.host, at.port, limit=receive_bytes)
+    connection = socket.socket()
+    connection.setblocking(False)
+    if kernel_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kernel_bytes)
+    loop = asyncio.get_running_loop()
     try:
-        yield Peer(reader, writer)
+        await loop.sock_connect(connection, (at.host, at.port))
+        _, peer = await loop.create_connection(Peer, sock=connection)
+    except BaseException:
+        connection.close()
+        raise
+    try:
+        yield peer
     finally:
-        writer.transport.abort()
+        peer._transport.abort()
 
 
 class PeerServer:
@@ -184,7 +232,8 @@ class PeerServer:
     async def listen(self) -> None:
         """Begin, or begin again at the same address."""
         at = self.address
-        self._server = await asyncio.start_server(self._accept, at.host, at.port, limit=1 << 26)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._accept, at.host, at.port)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.address = Address(host, port)
 
@@ -203,10 +252,11 @@ class PeerServer:
         """The next connection."""
         return await asyncio.wait_for(self._accepted.get(), PATIENCE_S)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = Peer(reader, writer)
+    def _accept(self) -> Peer:
+        peer = Peer()
         self._peers.append(peer)
-        self._accepted.put_nowait(peer)
+        peer._made.add_done_callback(lambda _: self._accepted.put_nowait(peer))
+        return peer
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------

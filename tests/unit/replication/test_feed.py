@@ -1,4 +1,4 @@
-"""One replica's session on its primary, the real machine and a real connection: what is streamed, held back, given up."""
+"""One replica's session on its primary, over a real connection: what is streamed, held back, and given up."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -75,10 +75,12 @@ class Fed:
 
 
 @asynccontextmanager
-async def fed(rig: ReignRig, name: str = "r1", *, receive_bytes: int = 1 << 26, **options: Any) -> AsyncIterator[Fed]:
+async def fed(
+    rig: ReignRig, name: str = "r1", *, kernel_bytes: int | None = None, **options: Any
+) -> AsyncIterator[Fed]:
     """A replica whose HELLO was answered."""
     owner = Owner()
-    async with linked(owner, receive_bytes=receive_bytes, **options) as (link, peer):
+    async with linked(owner, kernel_bytes=kernel_bytes) as (link, peer):
         said = hello(name=name, node_id=member(name).node_id)
         feed = rig.reign.begin_feed(link, said, "")
         link.owner = feed
@@ -254,7 +256,7 @@ async def test_a_replica_that_takes_nothing_costs_little_and_is_dropped_after_th
     async with reigning() as rig:
         rig.store.start_at(10)
         rig.store.snapshot = snapshot(400, value=b"x" * 100_000)
-        async with fed(rig, receive_bytes=1 << 12) as replica:
+        async with fed(rig, kernel_bytes=4096) as replica:
             replica.peer.pause()
             replica.subscribe()
             seconds = 0

@@ -241,7 +241,7 @@ async def test_progress_is_always_consistent() -> None:
     """`flushed` rises, up to `written`, which counts what was sent from the call on."""
     owner = Owner()
     rng = Random(1)
-    async with linked(owner, receive_bytes=1 << 16) as (link, peer):
+    async with linked(owner, kernel_bytes=4096) as (link, peer):
         flushed = sent = 0
 
         def check() -> None:
@@ -321,7 +321,7 @@ async def test_room_is_told_when_a_turn_held_exactly_as_much_as_may_be() -> None
 
 async def test_close_lets_all_leave_that_was_sent() -> None:
     owner = Owner()
-    async with linked(owner, receive_bytes=1 << 16) as (link, peer):
+    async with linked(owner, kernel_bytes=4096) as (link, peer):
         for number in range(100):
             link.send(big(100_000, number))
         link.close("done")
@@ -352,7 +352,7 @@ async def test_the_first_reason_counts() -> None:
 async def test_a_peer_that_takes_nothing_does_not_keep_a_closed_link(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "_LINGER_S", 0.05)
     owner = Owner()
-    async with linked(owner, receive_bytes=1 << 10) as (link, peer):
+    async with linked(owner, kernel_bytes=4096) as (link, peer):
         peer.pause()
         for _ in range(300):
             link.send(big(100_000))
@@ -420,7 +420,7 @@ async def test_what_is_answered_right_before_the_end_of_the_input_leaves() -> No
 async def test_a_half_closed_peer_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "_LINGER_S", 0.05)
     owner = Owner()
-    async with linked(owner, receive_bytes=1 << 10) as (link, peer):
+    async with linked(owner, kernel_bytes=4096) as (link, peer):
         peer.pause()
         for _ in range(300):
             link.send(big(100_000))
@@ -453,7 +453,7 @@ async def test_a_reset_is_told_as_one() -> None:
 
 async def test_a_reset_while_much_is_to_be_sent() -> None:
     owner = Owner()
-    async with linked(owner, receive_bytes=1 << 10) as (link, peer):
+    async with linked(owner, kernel_bytes=4096) as (link, peer):
         peer.pause()
         for _ in range(100):
             link.send(big(100_000))
