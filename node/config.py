@@ -149,6 +149,18 @@ class Config:
     max_queued_bytes: int = _setting("Memory of queued writes before more are refused.", parse_size, 64 * MiB, 1)
     max_frame_bytes: int = _setting("Largest frame of the peer protocol.", parse_size, 64 * MiB, 4 * KiB)
 
+    @property
+    def _largest_write(self) -> tuple[int, int]:
+        """(keys and values of the largest write that is taken, what msgpack adds to them)."""
+        # An operation in msgpack: the heads of an array, its kind, the key, an expiry, and the value.
+        framing = (1 + 1 + 5 + 9 + 5) * self.max_batch_items + KiB
+        return max(self.max_batch_bytes, self.max_key_bytes + self.max_value_bytes), framing
+
+    @property
+    def max_write_frame_bytes(self) -> int:
+        """The largest frame that a write can make."""
+        return sum(self._largest_write)
+
     def __post_init__(self) -> None:
         for each in fields(self):
             minimum = each.metadata["minimum"]
@@ -165,9 +177,7 @@ class Config:
                 "--max-key-bytes must be at most 65536: a key has to fit a request line",
                 setting="max_key_bytes",
             )
-        largest_write = max(self.max_batch_bytes, self.max_key_bytes + self.max_value_bytes)
-        # An operation in msgpack: the heads of an array, its kind, the key, an expiry, and the value.
-        framing = (1 + 1 + 5 + 9 + 5) * self.max_batch_items + KiB
+        largest_write, framing = self._largest_write
         if largest_write + framing > self.max_frame_bytes:
             raise ConfigError(
                 f"--max-frame-bytes {self.max_frame_bytes} cannot carry the largest allowed write: "

@@ -11,8 +11,12 @@ from kvnode.node.fs import Fs
 from kvnode.node.replication.members import load_members
 from kvnode.node.replication.probe import Found, ProbeFailed, probe, probe_all
 from kvnode.node.startup import OpenedDirectory, become_replica, load_identity
-from kvnode.node.storage.datadir import Identity
+from kvnode.node.storage.datadir import Identity, Layout, StateFiles
 from kvnode.protocol.messages import Role
+from kvnode.protocol.types import History
+
+#: What a primary answers to HELLO when no later attempt can succeed.
+FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "unsupported_version", "protocol_error"})
 
 #: How long the primary may take to answer, and the pauses between attempts to reach it.
 _ANSWER_S = 5.0
@@ -40,7 +44,8 @@ async def join(config: Config, fs: Fs, primary: Address, log: EventLog) -> None:
             "self_join", f"{primary} is this node's own peer address", "name the primary's, or give this node another"
         )
     found = await _reach(primary, identity, log)
-    _check(found, identity, primary)
+    history = StateFiles(fs, Layout(config.data)).load_history() or History()
+    _check(found, identity, history, primary)
     become_replica(config, fs, found.welcome.cluster_id, primary)
     log.info("joined", primary=primary, name=found.welcome.name, cluster_id=found.welcome.cluster_id.hex())
 
@@ -52,7 +57,7 @@ async def _reach(primary: Address, identity: Identity | None, log: EventLog) -> 
         try:
             return await probe(primary, _ANSWER_S, cluster_id)
         except ProbeFailed as error:
-            if error.refused is not None:
+            if error.refused in FINAL_REFUSALS:
                 raise JoinRefused(
                     error.refused,
                     f"{primary} refuses: {error.message}",
@@ -65,8 +70,8 @@ async def _reach(primary: Address, identity: Identity | None, log: EventLog) -> 
         delay_s = min(delay_s * 2, _RETRY_LAST_S)
 
 
-def _check(found: Found, identity: Identity | None, primary: Address) -> None:
-    welcome = found.welcome
+def _check(found: Found, identity: Identity | None, history: History, primary: Address) -> None:
+    welcome, own_term = found.welcome, history.current.term
     if identity is not None and welcome.node_id == bytes.fromhex(identity.node_id):
         raise JoinRefused(
             "self_join",
@@ -79,26 +84,37 @@ def _check(found: Found, identity: Identity | None, primary: Address) -> None:
             f"{welcome.name} at {primary} is a replica, and replicas follow primaries only",
             "`kvnode status` of that node names its primary",
         )
+    if identity is None or identity.role != "primary" or identity.superseded_term is not None:
+        return
+    # Whoever starts nodes may run the command that once made this one a replica, long after it was promoted.
+    if found.term < own_term or (found.term == own_term and identity.promoted_from == str(primary)):
+        raise JoinRefused(
+            "stale_primary",
+            f"this node has reigned with term {own_term} since, {welcome.name} at {primary} only with {found.term}",
+            f"run this node with `kvnode start`, and join {welcome.name} to it; or promote {welcome.name} again first",
+        )
 
 
 async def later_term(opened: OpenedDirectory, log: EventLog) -> tuple[int | None, int]:
     """Ask the members that a primary knows what they have seen, before it begins to reign again.
 
     Returns:
-        (the term of a primary that has reigned after this node, None if there was none; the highest term seen).
+        (the term of a primary that has reigned after this node, or reigns now; None if there is none. The highest term
+        that was seen).
     """
-    identity, history = opened.identity, opened.storage.history
+    identity, own_term = opened.identity, opened.storage.history.current.term
     own_id = bytes.fromhex(identity.node_id)
     members = [each for each in load_members(opened.files) if each.node_id != own_id and each.address]
     answers = await probe_all([Address.parse(each.address) for each in members], _ASK_S, identity.cluster_bytes)
-    terms = {address: found.term for address, found in answers.items() if isinstance(found, Found)}
-    highest = max(terms.values(), default=0)
-    if highest <= history.current.term:
+    found = {address: answer for address, answer in answers.items() if isinstance(answer, Found)}
+    highest = max([answer.term for answer in found.values()], default=0)
+    # A reign of the same term, of a node that did not hear of this one's, has the better claim: it goes on.
+    later = {
+        address: answer.term
+        for address, answer in found.items()
+        if answer.term > own_term or (answer.welcome.role is Role.PRIMARY and answer.term == own_term)
+    }
+    if not later:
         return None, highest
-    log.error(
-        "later_primary_found",
-        term=history.current.term,
-        later_term=highest,
-        told_by=", ".join(str(address) for address, term in terms.items() if term == highest),
-    )
-    return highest, highest
+    log.error("later_primary_found", term=own_term, later_term=max(later.values()), told_by=", ".join(map(str, later)))
+    return max(later.values()), highest

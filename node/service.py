@@ -20,7 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from kvnode.node.clock import Clock, RealClock
 from kvnode.node.config import Address, Config
-from kvnode.node.errors import Draining, Syncing
+from kvnode.node.errors import Draining, StorageError, Syncing
 from kvnode.node.eventlog import EventLog, open_event_log
 from kvnode.node.fs import Fs, RealFs
 from kvnode.node.joining import join, later_term
@@ -29,7 +29,7 @@ from kvnode.node.replication.cluster import Cluster
 from kvnode.node.replication.logtail import LogTail
 from kvnode.node.replication.ports import Shared
 from kvnode.node.rest.front import RestFront
-from kvnode.node.startup import OpenedDirectory, begin_reign, make_data_directory, open_directory
+from kvnode.node.startup import OpenedDirectory, begin_reign, make_data_directory, open_directory, remember_later
 from kvnode.node.storage.datadir import DirectoryLock, Layout
 from kvnode.node.storage.leveldb import leveldb_factory
 from kvnode.node.storage.logreader import LogReader
@@ -108,9 +108,11 @@ async def _serve(config: Config, fs: Fs, primary: Address | None, log: EventLog)
         open_engine = leveldb_factory(config)
         opened = open_directory(config, fs, open_engine, log)
         if opened.identity.role == "primary" and opened.superseded_term is None:
-            opened.superseded_term, seen_term = await later_term(opened, log)
-            if opened.superseded_term is None:
+            later, seen_term = await later_term(opened, log)
+            if later is None:
                 begin_reign(opened, log, seen_term)
+            else:
+                remember_later(opened, later)
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
         reopen = functools.partial(reopen_engine, fs, Layout(config.data), open_engine)
@@ -224,6 +226,9 @@ class Node:
             await self.cluster.stop()
             await self._close_store(_STOPPED_S)
             return 1
+        except StorageError as error:
+            await self.cluster.abandon()
+            return _refused(error, self._log)
         identity = self._shared.identity
         self._log.info("listening", http=http, peer=peer, name=identity.name, role=identity.role)
         await self._stop.wait()

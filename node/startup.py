@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from kvnode.node.config import Address, Config
-from kvnode.node.errors import StorageError, StorageFull
+from kvnode.node.errors import DataLost, StorageError, StorageFull
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import Identity, Layout, Member, StateFiles
@@ -94,14 +94,36 @@ def begin_reign(opened: OpenedDirectory, log: EventLog, seen_term: int = 0) -> N
         seen_term: the highest that other members know of.
 
     Raises:
+        DataLost: a full sync of a replica was made a primary's data before it was complete.
         OSError: the disk refuses.
     """
     storage = opened.storage
+    serve_from = opened.files.load_serve_from()
+    if serve_from is not None and serve_from.seq > storage.wal.last_seq:
+        raise DataLost(
+            f"the data are those of a full sync that needs the log up to seq {serve_from.seq}, which ends at "
+            f"{storage.wal.last_seq}: they show no single state to reign over",
+            hint="make this node a replica again: `kvnode join PRIMARY:PEERPORT` on its data directory",
+        )
+    # What a replica has of a full sync is of no use to a primary.
+    opened.replica_files.incoming.drop()
+    opened.files.remove_serve_from()
     epoch = Epoch.of(1 + max(seen_term, storage.history.current.term), secrets.randbits(32))
     last_seq = storage.wal.last_seq
     storage.history = reigns_until(storage.history, last_seq).begin(epoch, last_seq + 1)
     opened.files.save_history(storage.history)
     log.info("reign_begun", epoch=epoch, first_seq=last_seq + 1)
+
+
+def remember_later(opened: OpenedDirectory, term: int) -> None:
+    """Note, durably, that a later primary than this node has reigned: it begins no reign until it is told to.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    opened.superseded_term = term
+    opened.identity = replace(opened.identity, superseded_term=term)
+    opened.files.save_identity(opened.identity)
 
 
 def load_identity(config: Config, fs: Fs) -> Identity | None:
@@ -134,7 +156,7 @@ def become_replica(config: Config, fs: Fs, cluster_id: bytes, primary: Address) 
         node_id, name = _new_node(config)
         identity = Identity(node_id, name, cluster_id.hex(), "replica", str(primary))
     else:
-        identity = replace(identity, role="replica", primary=str(primary), superseded_term=None)
+        identity = replace(identity, role="replica", primary=str(primary), superseded_term=None, promoted_from=None)
     files.save_identity(identity)
 
 

@@ -232,7 +232,7 @@ class Store:
         return future
 
     def cached(self, key: bytes) -> Record | None:
-        return self.cache.get(key)
+        return None if self._held_back is not None else self.cache.get(key)
 
     async def read(self, key: bytes) -> ReadResult:
         self._check_readable()

@@ -323,6 +323,8 @@ class ReplicaFeed:
                     incoming = None
             case Diverged():
                 reason = f"it has diverged: {position} is not in this history"
+                # It may be back with less than it had acked.
+                instructions.append(ReportProgress(0, 0))
             case _:
                 raise LocalProtocolError("a history changed within a reign")
         return instructions + self._begin_sync(reason, incoming, now)

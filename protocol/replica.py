@@ -115,6 +115,8 @@ class FollowerDisk:
     serve_from: Position | None = None
     #: a full sync that was cut
     incoming: Incoming | None = None
+    #: whether entries of this very log were moved aside, and the log has not been replaced since
+    diverged: bool = False
 
 
 #: Which answer ends which work.
@@ -171,7 +173,7 @@ class Follower:
         if disk.serve_from is not None and disk.serve_from.seq > disk.last_seq:
             self.serve_from = disk.serve_from
         self.incoming = disk.incoming
-        self.diverged = False
+        self.diverged = disk.diverged
         self.primary_seq: Seq = 0
         self.retry_at = now
         self._hello = hello

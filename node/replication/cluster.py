@@ -51,15 +51,18 @@ from kvnode.protocol.fields import LogRecord, Member
 from kvnode.protocol.follow import reigns_until
 from kvnode.protocol.handshake import Refuse, answer_hello
 from kvnode.protocol.messages import Hello, Purpose, Role, Status, StatusResult, Welcome
-from kvnode.protocol.types import Epoch, Op, Position, Seq
+from kvnode.protocol.types import Epoch, History, Op, Position, Seq
 
 #: What ends `kvnode join`, when it is the first thing that the primary says.
-FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "unsupported_version"})
+_FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "unsupported_version"})
 #: And this does, if it is still said after so long.
 _DUPLICATE_S = 12.0
 
 #: How often a primary asks members that do not follow it whether they have seen a later one.
 _WATCH_S = 5.0
+
+#: The largest frame of those who only ask or follow: a SUBSCRIBE may hold a key.
+_SMALL_FRAME_BYTES = 128 * 1024
 
 #: Hosts that stand for every interface.
 _WILDCARDS = ("0.0.0.0", "::", "[::]")
@@ -116,16 +119,17 @@ class Cluster:
 
         Raises:
             OSError: the address cannot be bound.
+            StorageError: a full sync that was cut cannot be looked at.
         """
         shared = self._shared
         address = await self._listener.start()
         shared.address = str(shared.config.advertise or address)
         if shared.identity.role == "replica":
-            self._follow()
+            await self._follow()
         elif self._superseded_term is None:
             self._begin_reign()
         else:
-            self._log_superseded(self._superseded_term)
+            self._end_reign(self._superseded_term)
         return address
 
     def stop_accepting(self) -> None:
@@ -176,11 +180,13 @@ class Cluster:
         if me not in self._members.all:
             self._reign.add_member(me)
 
-    def _follow(self) -> None:
+    async def _follow(self) -> None:
         shared = self._shared
         primary = Address.parse(shared.identity.primary or "")
+        self._store.end_reign(lambda: NotPrimary(self._why_not_primary() or "this node's role is changing"))
+        found = await self._replica_disk.found()
         self._following = Following(
-            shared, self._replica_disk, self._replica_disk.found(), primary, self._following_failed, self._on_failure
+            shared, self._replica_disk, found, primary, self._following_failed, self._on_failure
         )
         self._forwarder = Forwarder(shared, primary)
 
@@ -189,7 +195,7 @@ class Cluster:
         if not self._joining or following is None or following.was_connected:
             return
         # The session of this directory's last process may be there until its silence is noticed.
-        is_final = following.age_s >= _DUPLICATE_S if code == "duplicate_node" else code in FINAL_REFUSALS
+        is_final = following.age_s >= _DUPLICATE_S if code == "duplicate_node" else code in _FINAL_REFUSALS
         if is_final:
             self._on_failure(JoinRefused(code, message, None))
 
@@ -204,29 +210,31 @@ class Cluster:
             return
         seen = await survey(self._shared, reign.strays)
         if self._reign is reign:
-            if seen.highest_term > self._store.history.current.term:
-                self._superseded(seen.highest_term)
+            later_term = seen.later_term(self._store.history.current)
+            if later_term is not None:
+                self._superseded(later_term)
             else:
                 self._watch_alarm.set(self._shared.loop.time() + _WATCH_S)
 
     def _superseded(self, term: int) -> None:
         """A later primary has reigned: order nothing any more, and remember it."""
-        shared, own_term = self._shared, self._store.history.current.term
-        reign, self._reign = self._reign, None
-        self._superseded_term = term
-        self._store.end_reign(lambda: not_primary(term, own_term))
-        if reign is not None:
-            reign.end("stale_primary", f"a later primary has reigned with term {term}")
-        self._log_superseded(term)
+        shared = self._shared
+        self._end_reign(term)
         shared.identity = replace(shared.identity, superseded_term=term)
         identity = shared.identity
         shared.disk.submit(lambda: shared.files.save_identity(identity), lambda _: None, self._on_failure)
 
-    def _log_superseded(self, term: int) -> None:
+    def _end_reign(self, later_term: int) -> None:
+        own_term = self._store.history.current.term
+        reign, self._reign = self._reign, None
+        self._superseded_term = later_term
+        self._store.end_reign(lambda: not_primary(later_term, own_term))
+        if reign is not None:
+            reign.end("stale_primary", f"another primary reigns, or has, with term {later_term}")
         self._shared.log.error(
             "superseded",
-            term=self._store.history.current.term,
-            later_term=term,
+            term=own_term,
+            later_term=later_term,
             hint="this node takes no more writes; stop it, then `kvnode join PRIMARY:PEERPORT` on its data directory",
         )
 
@@ -246,12 +254,10 @@ class Cluster:
         self._promoting = True
         try:
             seen = await survey(self._shared, self._members.all)
-            if self._following is not None and not self._following.machine.serving:
-                # Not even by force: the data show no single state, or are known to be no part of any history.
-                raise Syncing("this node has not finished its full sync and cannot be promoted; promote another one")
+            self._check_state(force=force)
             if not force:
                 seen.check()
-            await self._promote(seen.highest_term)
+            await self._promote(seen.highest_term, force=force)
         finally:
             self._promoting = False
         return {
@@ -262,7 +268,23 @@ class Cluster:
             "members": seen.lines,
         }
 
-    async def _promote(self, seen_term: int) -> None:
+    def _check_state(self, *, force: bool) -> None:
+        """Return if this node's data are fit to reign over.
+
+        Raises:
+            Syncing: they show no single state, which no force can help; or, without force, they are known to have
+                diverged from a primary's.
+        """
+        machine = self._following.machine if self._following is not None else None
+        if self._store.engine is None or (machine is not None and machine.serve_from is not None):
+            raise Syncing("this node's data are being replaced or rebuilt: it cannot be promoted; promote another one")
+        if machine is not None and machine.diverged and not force:
+            raise Syncing(
+                "this node's log has diverged from its primary's, and a full sync is to replace it; promoted by force "
+                "it would go on with what only it has"
+            )
+
+    async def _promote(self, seen_term: int, *, force: bool) -> None:
         shared, store = self._shared, self._store
         following, forwarder = self._following, self._forwarder
         if forwarder is not None:
@@ -270,6 +292,12 @@ class Cluster:
         if following is not None:
             await following.stop()
         self._following = self._forwarder = None
+        serve_from = await shared.disk.run(shared.files.load_serve_from)
+        is_mixed = serve_from is not None and serve_from.seq > store.applied.seq
+        if is_mixed or (following is not None and following.machine.diverged and not force):
+            # That was just happening, and the machine did not hear of its end.
+            await self._follow()
+            raise Syncing("this node's data were just being replaced: it cannot be promoted now; promote another one")
         store.end_applied_waits("this node was promoted")
         last_seq = store.applied.seq
         own_term = max(store.history.current.term, self._superseded_term or 0)
@@ -277,11 +305,16 @@ class Cluster:
             own_term = max(own_term, following.machine.latest_epoch.term)
         epoch = Epoch.of(1 + max(own_term, seen_term), secrets.randbits(32))
         history = reigns_until(store.history, last_seq).begin(epoch, last_seq + 1)
-        identity = replace(shared.identity, role="primary", primary=None, superseded_term=None)
+        promoted_from = shared.identity.primary or shared.identity.promoted_from
+        identity = replace(
+            shared.identity, role="primary", primary=None, superseded_term=None, promoted_from=promoted_from
+        )
 
         def save() -> None:
-            # The role first: a crash in between begins a new epoch as a primary, too. The other way round it would
-            # leave a replica that tells its primary of a term that nobody reigns with.
+            # A crash in between leaves a replica, or a primary that begins a new epoch at its start. Before it is one,
+            # its history must not speak of entries that it never had: of a primary's that is evidence of a loss. And
+            # the new reign comes last, lest a replica tells its primary of a term that nobody reigns with.
+            shared.files.save_history(_without_unknown(store.history, last_seq))
             shared.files.save_identity(identity)
             shared.files.save_history(history)
             self._files.incoming.drop()
@@ -396,9 +429,10 @@ class Cluster:
             )
             link.refuse(answer.error.code, answer.error.message)
             return
-        link.trust()
+        link.trust(shared.config.max_write_frame_bytes if hello.purpose is Purpose.CLIENT else _SMALL_FRAME_BYTES)
         store = self._store
-        role = Role.PRIMARY if shared.identity.role == "primary" else Role.REPLICA
+        # One that has been superseded is no primary to anybody else.
+        role = Role.REPLICA if reign is None else Role.PRIMARY
         link.send(
             Welcome(
                 answer.version,
@@ -535,6 +569,12 @@ def _reachable(address: str, seen_host: str) -> str:
         return ""
     parsed = Address.parse(address)
     return str(Address(seen_host, parsed.port)) if parsed.host in _WILDCARDS else address
+
+
+def _without_unknown(history: History, last_seq: Seq) -> History:
+    """The history of a log that ends at `last_seq`, and its latest term, but no reign that begins behind that end."""
+    known = reigns_until(history, last_seq)
+    return known if known == history else known.begin(history.current, last_seq + 1)
 
 
 def _as_member(shared: Shared) -> Member:

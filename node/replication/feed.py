@@ -6,11 +6,11 @@ import secrets
 from collections import deque
 from typing import Protocol
 
-from kvnode.node.errors import LogTrimmed
+from kvnode.node.errors import LogDamaged, LogTrimmed
 from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.ports import RecordReader, RecordScan, Shared
-from kvnode.protocol.errors import LocalProtocolError
+from kvnode.protocol.errors import KvError, LocalProtocolError
 from kvnode.protocol.fields import ID_BYTES, Member
 from kvnode.protocol.messages import Entries, Message, Ping, SnapshotEnd
 from kvnode.protocol.primary import ReplicaFeed, ReplicaState
@@ -236,7 +236,11 @@ class FeedSession:
             reader = self._reader = shared.store.read_log()
 
         def failed(error: BaseException) -> None:
-            self.step(LogReadFailed(str(error), damaged=not isinstance(error, LogTrimmed)))
+            if isinstance(error, LogTrimmed | LogDamaged):
+                self.step(LogReadFailed(str(error), damaged=isinstance(error, LogDamaged)))
+            else:
+                # For want of file descriptors, say: the next session tries again.
+                self.close("internal", f"the log cannot be read now: {error}")
 
         shared.log_reads.submit(
             lambda: reader.read(wanted.first_seq, wanted.last_seq, wanted.max_bytes),
@@ -270,7 +274,10 @@ class FeedSession:
         self._shared.snapshot_reads.submit(scan.close, lambda _: None, self._report_bug)
 
     def _snapshot_failed(self, error: BaseException) -> None:
-        self.step(SnapshotFailed(str(error)))
+        self._shared.log.warning("snapshot_failed", name=self.machine.member.name, reason=str(error))
+        # The peer is told the kind only: the reason may hold a key.
+        code = error.code if isinstance(error, KvError) else "internal"
+        self.step(SnapshotFailed(f"the primary's data cannot be read: {code}"))
 
     def _report_bug(self, error: BaseException) -> None:
         self._shared.log.error("replica_session_failed", error=error, name=self.machine.member.name)

@@ -49,9 +49,10 @@ class _Forwarded:
         visible_by: when it must be applied here.
         timeout_s: what the client gave it.
         result: the primary's answer, once there.
+        reached: resolves when it is applied here; once there.
     """
 
-    __slots__ = ("answer_by", "future", "result", "size", "timeout_s", "visible_by")
+    __slots__ = ("answer_by", "future", "reached", "result", "size", "timeout_s", "visible_by")
 
     def __init__(self, future: asyncio.Future[WriteResult], size: int, timeout_s: float, now: float) -> None:
         self.future = future
@@ -60,6 +61,7 @@ class _Forwarded:
         self.visible_by = now + timeout_s
         self.answer_by = now + timeout_s + _ANSWER_S
         self.result: WriteResult | None = None
+        self.reached: asyncio.Future[None] | None = None
 
     def succeed(self, result: WriteResult) -> None:
         """Tell the client what came of it."""
@@ -118,7 +120,7 @@ class Forwarder:
             KvError: what the primary answered.
         """
         link = self._link
-        if not self._ready or link is None:
+        if not self._ready or link is None or not link.is_open:
             raise NoPrimary(
                 f"the primary at {self._primary} cannot be reached; nothing was written", reason=self._last_error
             )
@@ -179,7 +181,7 @@ class Forwarder:
     def link_lost(self, link: PeerLink, reason: str) -> None:
         if link is self._link:
             self._link = None
-        self._lose(reason)
+            self._lose(reason)
 
     # ---- what became of it ---------------------------------------------------------------------------------------
 
@@ -189,7 +191,7 @@ class Forwarder:
             return
         self._sent_bytes -= forwarded.size
         if frame.error_code is not None:
-            fields = msgspec.json.decode(frame.error_fields) if frame.error_fields is not None else {}
+            fields = _decode_fields(frame.error_fields)
             forwarded.fail(error_of_code(frame.error_code, frame.error_message or "", fields))
             return
         result = forwarded.result = WriteResult(Position(frame.epoch, frame.seq), frame.deleted)
@@ -197,13 +199,14 @@ class Forwarder:
             self._make_visible(forwarded, result)
             return
         self._waiting.add(forwarded)
-        self._shared.store.applied_reached(frame.seq).add_done_callback(
-            lambda reached: self._stop_waiting(forwarded, result, reached)
-        )
+        forwarded.reached = self._shared.store.applied_reached(frame.seq)
+        forwarded.reached.add_done_callback(lambda reached: self._stop_waiting(forwarded, result, reached))
         self._sweep_alarm.set(self._loop.time() + _SWEEP_S)
 
     def _stop_waiting(self, forwarded: _Forwarded, result: WriteResult, reached: asyncio.Future[None]) -> None:
         self._waiting.discard(forwarded)
+        if reached.cancelled():
+            return
         error = reached.exception()
         if error is None:
             self._make_visible(forwarded, result)
@@ -225,6 +228,8 @@ class Forwarder:
         for forwarded in [each for each in self._waiting if now >= each.visible_by]:
             self._waiting.discard(forwarded)
             assert forwarded.result is not None
+            assert forwarded.reached is not None
+            forwarded.reached.cancel()
             forwarded.fail(
                 ReplicationTimeout(
                     f"the write is durable on the primary, but was not applied here within {forwarded.timeout_s:g} s",
@@ -295,6 +300,15 @@ class Forwarder:
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+
+def _decode_fields(encoded: bytes | None) -> dict[str, Any]:
+    """The further members of an error object; what is none says nothing."""
+    try:
+        fields = msgspec.json.decode(encoded or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _unanswered(reason: str) -> OutcomeUnknown:

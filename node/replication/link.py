@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Protocol, cast
 
 from kvnode.node.config import Address
@@ -129,9 +130,9 @@ class PeerLink(asyncio.Protocol):
 
     # ---- receiving -----------------------------------------------------------------------------------------------
 
-    def trust(self) -> None:
-        """The peer has said who it is: take frames of the full size."""
-        self._decoder.max_frame_bytes = self._max_frame_bytes
+    def trust(self, max_frame_bytes: int) -> None:
+        """The peer has said who it is: take larger frames of it, as large as it may need."""
+        self._decoder.max_frame_bytes = min(max_frame_bytes, self._max_frame_bytes)
 
     def pause_reading(self) -> None:
         """Take no more bytes, and tell of no more frames."""
@@ -185,6 +186,10 @@ class PeerLink(asyncio.Protocol):
         # uvloop's is one in all but its class.
         transport = self._transport = cast(asyncio.Transport, transport)
         # It pauses above its high mark; owners stop at `HIGH_WATER_BYTES`.
+        connection = transport.get_extra_info("socket")
+        if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+            # For peers that say nothing for long, and whose host may lose its power.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES - 1, low=_LOW_WATER_BYTES)
         address = transport.get_extra_info("peername")
         if address:

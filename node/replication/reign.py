@@ -15,6 +15,7 @@ from kvnode.node.replication.feed import FeedSession
 from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.members import StoredMembers
 from kvnode.node.replication.ports import Shared
+from kvnode.node.storage.wal import DISK_FULL_ERRNOS
 from kvnode.protocol.fields import Member
 from kvnode.protocol.handshake import LiveSession
 from kvnode.protocol.lag import LagWatch
@@ -181,7 +182,8 @@ class Reign:
             self._tell_members(members, but=feed)
 
         def failed(error: BaseException) -> None:
-            feed.close("storage_full", f"this primary cannot make {member.name} a member: {error}")
+            code = "storage_full" if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS else "internal"
+            feed.close(code, f"this primary cannot make {member.name} a member: {error}")
 
         self._members.add(member, saved, failed)
 
@@ -244,6 +246,7 @@ class Reign:
         self.pins.unpin(member.node_id)
         self._acks.forget(member.node_id)
         self._last_known.pop(member.node_id, None)
+        self._lag_watch.forget(member.node_id)
         feed = self._feeds.get(member.node_id)
         if feed is not None:
             # It has come back meanwhile, as the member that it was. It comes again, as a new one.
@@ -259,11 +262,13 @@ class Reign:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     async def drain(self, timeout_s: float) -> None:
-        """Return when all replicas that follow hold everything, or the time is up."""
+        """Tell all replicas of the last entries, and return when those that follow hold them, or the time is up."""
         deadline = self._shared.loop.time() + timeout_s
-        while any(
-            feed.machine.live and feed.machine.acked_seq < feed.machine.durable_seq for feed in self._all_feeds()
-        ):
+        seq = self._shared.store.applied.seq
+        for feed in self._all_feeds():
+            feed.told_seq = seq
+            feed.step(LogAdvanced(seq))
+        while any(feed.machine.live and feed.machine.acked_seq < seq for feed in self._all_feeds()):
             self._progress.clear()
             try:
                 async with asyncio.timeout_at(deadline):

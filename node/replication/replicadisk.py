@@ -12,6 +12,7 @@ from kvnode.node.replication.ports import Shared
 from kvnode.node.storage.replicafiles import ReplicaFiles
 from kvnode.node.storage.wal import DISK_FULL_ERRNOS
 from kvnode.protocol.fields import Member
+from kvnode.protocol.follow import position_of
 from kvnode.protocol.replica import FollowerDisk
 from kvnode.protocol.replica_events import FinishIncoming
 from kvnode.protocol.snapshot import SnapshotRecord
@@ -44,15 +45,24 @@ class ReplicaDisk:
         self._files = files
         self._members = members
 
-    def found(self) -> FollowerDisk:
-        """What the machine begins from; blocks for small files."""
-        shared = self._shared
+    async def found(self) -> FollowerDisk:
+        """What the machine begins from.
+
+        Raises:
+            StorageError, OSError: it cannot be read.
+        """
+        shared, store = self._shared, self._shared.store
+        serve_from, incoming = await shared.disk.run(
+            lambda: (shared.files.load_serve_from(), self._files.incoming.load())
+        )
+        position = position_of(store.history, store.applied.seq)
         return FollowerDisk(
-            history=shared.store.history,
+            history=store.history,
             members=self._members.all,
-            last_seq=shared.store.applied.seq,
-            serve_from=shared.files.load_serve_from(),
-            incoming=self._files.incoming.load(),
+            last_seq=position.seq,
+            serve_from=serve_from,
+            incoming=incoming,
+            diverged=any(name.endswith(f"..{position}") for name in self.diverged),
         )
 
     async def save_history(self, history: History, members: tuple[Member, ...]) -> None:

@@ -13,7 +13,7 @@ from kvnode.node.replication.probe import Found, ProbeFailed, probe_all
 from kvnode.protocol.fields import Member
 from kvnode.protocol.follow import position_of
 from kvnode.protocol.messages import Role
-from kvnode.protocol.types import Position
+from kvnode.protocol.types import Epoch, Position
 
 #: How long a node may take to say how far it is.
 _ANSWER_S = 1.0
@@ -39,6 +39,19 @@ class Survey:
     def highest_term(self) -> int:
         """That any of them has seen."""
         return max([found.term for _, found in self.found.values()], default=0)
+
+    def later_term(self, own: Epoch) -> int | None:
+        """The term of a primary that has reigned after the reign `own`, or reigns beside it; None = there is none.
+
+        Two nodes that did not hear of each other can begin reigns of the same term. Of these the epoch decides, so that
+        one of the two ends.
+        """
+        rivals = [
+            found.welcome.history.current
+            for _, found in self.found.values()
+            if found.term > own.term or (found.welcome.role is Role.PRIMARY and found.welcome.history.current > own)
+        ]
+        return max(rivals).term if rivals else None
 
     def check(self) -> None:
         """Return if nothing speaks against a promotion of this node.

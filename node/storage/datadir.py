@@ -132,6 +132,7 @@ class Identity:
         role: "primary" or "replica".
         primary: HOST:PORT of the primary's peer port, for a replica; else None.
         superseded_term: of a later primary of which this one has learned; None while it knows of none.
+        promoted_from: the `primary` that it followed when it was promoted; None if it was not, or follows again.
     """
 
     node_id: str
@@ -140,6 +141,7 @@ class Identity:
     role: str
     primary: str | None = None
     superseded_term: int | None = None
+    promoted_from: str | None = None
 
     @property
     def cluster_bytes(self) -> bytes:
@@ -246,9 +248,10 @@ class StateFiles:
     def save_identity(self, identity: Identity) -> None:
         """Replace ``node.json``."""
         state = asdict(identity)
-        if identity.superseded_term is None:
-            # A directory that never needed it stays readable for releases that do not know it.
-            del state["superseded_term"]
+        for name in ("superseded_term", "promoted_from"):
+            if state[name] is None:
+                # A directory that never needed it stays readable for releases that do not know it.
+                del state[name]
         save_state(self._fs, self._layout.node, state)
 
     def load_history(self) -> History | None:

@@ -6,7 +6,7 @@ import pytest
 
 from kvnode.node.replication import link as link_module
 from kvnode.node.replication.link import FRAME_STALL_S, HIGH_WATER_BYTES, STRANGER_FRAME_BYTES, PeerLink
-from kvnode.protocol.codec import encode
+from kvnode.protocol.codec import MAX_FRAME_BYTES, encode
 from kvnode.protocol.errors import LocalProtocolError
 from kvnode.protocol.messages import Error, Message, Ping, Status, StatusResult
 from support.frames import SAMPLES
@@ -67,7 +67,7 @@ async def test_a_stranger_may_send_small_frames_only_until_it_is_trusted() -> No
     async with linked(owner, stranger=True) as (link, peer):
         peer.send(big(STRANGER_FRAME_BYTES - 20))
         await owner.until(lambda: owner.frames)
-        link.trust()
+        link.trust(MAX_FRAME_BYTES)
         peer.send(big(10 * STRANGER_FRAME_BYTES))
         await owner.until(lambda: len(owner.frames) == 2)
     owner = Owner()

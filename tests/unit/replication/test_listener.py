@@ -11,7 +11,7 @@ from kvnode.node.replication import link as link_module
 from kvnode.node.replication import listener as listener_module
 from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.listener import PeerListener
-from kvnode.protocol.codec import encode
+from kvnode.protocol.codec import MAX_FRAME_BYTES, encode
 from kvnode.protocol.messages import Error, Hello, Message, Ping, Purpose, Status, StatusResult
 from support.frames import SAMPLES
 from support.holds import turns
@@ -46,7 +46,7 @@ class Port:
         owner = Owner()
         self.owners.append(owner)
         link.owner = owner
-        link.trust()
+        link.trust(MAX_FRAME_BYTES)
         link.send(Ping(1, 1))
 
 
