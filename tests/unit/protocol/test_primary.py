@@ -233,7 +233,11 @@ SCRIPTS: dict[str, list[Step]] = {
         (0.7, ack(24), [ReportProgress(24, 24)]),
     ],
     "a full sync of a diverged log counts for nothing until it is done": [
-        (0.0, subscribe(Position(OTHER, 12)), [SendFrame(HELD), "full_sync", RequestSyncPermit()]),
+        (
+            0.0,
+            subscribe(Position(OTHER, 12)),
+            [SendFrame(HELD), ReportProgress(0, 0), "full_sync", RequestSyncPermit()],
+        ),
         (
             0.1,
             ack(12),
