@@ -47,8 +47,10 @@ _SWITCH_INTERVAL_S = 0.0005
 #: without cycles, which the default of 700 makes the collector walk through again and again.
 _GC_THRESHOLD = 20_000
 
-#: Milestones of a stop, in seconds after the signal: waits end, then everything has to be closed.
+#: Milestones of a stop, in seconds after the signal: waits end, clients that have not taken their answers are cut off,
+#: everything has to be closed.
 _WAITS_END_S = 8.0
+_CLIENTS_END_S = 8.5
 _STOPPED_S = 9.5
 
 #: How long replicas get to take the last entries.
@@ -252,7 +254,7 @@ class Node:
         except TimeoutError:
             self._log.error("drain_timeout", queued_bytes=self.store.queued_bytes)
         await self.cluster.drain(_REPLICAS_S)
-        await self.front.close(max(0.1, began_s + _WAITS_END_S - loop.time()))
+        await self.front.close(max(0.1, began_s + _CLIENTS_END_S - loop.time()))
         ending.cancel()
         try:
             async with asyncio.timeout_at(began_s + _STOPPED_S):

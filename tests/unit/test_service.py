@@ -107,6 +107,7 @@ async def serving(machine: Machine | None = None, **settings: Any) -> AsyncItera
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens what a stop waits for."""
     monkeypatch.setattr(service, "_WAITS_END_S", 0.2)
+    monkeypatch.setattr(service, "_CLIENTS_END_S", 0.3)
     monkeypatch.setattr(service, "_STOPPED_S", 0.4)
     monkeypatch.setattr(service, "_LAST_ANSWERS_S", 0.2)
 
@@ -273,6 +274,18 @@ async def test_waits_of_readers_end_with_the_stop() -> None:
             assert (status, body["error"]["code"]) == (503, "not_caught_up")
             hold.release()
             await asyncio.wait([in_flight])
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_wait_that_the_stop_ends_is_answered() -> None:
+    async with serving() as served:
+        waiting = asyncio.create_task(served.get("/read/a?min_seq=99&wait=60"))
+        while not served.store._applied._waiters:
+            await turns(1)
+        served.node.request_stop("SIGTERM")
+        status, body = await waiting
+        assert (status, body["error"]["code"]) == (503, "not_caught_up")
+        assert await served.running == 0
 
 
 @pytest.mark.usefixtures("soon")
