@@ -109,27 +109,37 @@ def test_full_sync_that_is_cut_three_times_goes_on_where_it_was(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("victim", ["web1", "web2"])
-def test_kill_in_the_middle_of_a_full_sync(tmp_path: Path, victim: str) -> None:
+def test_stop_and_a_kill_in_the_middle_of_a_full_sync(tmp_path: Path, victim: str) -> None:
     with Cluster(tmp_path, *FLAGS, proxied=["web2"], replicas=1, start_replicas=False) as cluster:
         web1, web2 = cluster.nodes
+        node = web1 if victim == "web1" else web2
         fill(cluster)
         link = cluster.links["web2"]
-        link.let(3 * CHUNK_BYTES, "down")
+        link.let(2 * CHUNK_BYTES + 500_000, "down")
         cluster.start_replicas()
         with Load(web1, value_bytes=500) as load:
             load.wait_for(20, web1)
-            wait_until(lambda: web2.status().get("sync", {}).get("keys", 0) > 40, "some is stored", *cluster.nodes)
-            killed = web1 if victim == "web1" else web2
-            killed.kill()
+            for end in (node.stop, node.kill):
+                wait_until(
+                    lambda: link.is_stalled("down") and web2.status().get("sync", {}).get("keys", 0) > 0,
+                    "some is stored",
+                    *cluster.nodes,
+                )
+                assert end() in (0, None)
+                # What the link holds of the session before must not count.
+                link.cut()
+                link.let(2 * CHUNK_BYTES + 500_000, "down")
+                node.start()
+                node.wait_ready()
             link.heal()
-            killed.start()
-            killed.wait_ready()
             load.wait_for(20, *cluster.nodes)
             cluster.wait_following()
             load.stop()
         cluster.agree()
+        begun = events(web2, "full_sync_begins")
+        assert len(begun) >= 3
         # A primary forgets its pins, and so may have to begin anew.
-        assert victim == "web1" or "resumed=true" in events(web2, "full_sync_begins")[-1]
+        assert victim == "web1" or ["resumed=true" in line for line in begun] == [False, True, True]
         assert len(events(web2, "full_sync_done")) == 1
         load.ledger.check(web1, web2)
         assert len(records(web2)) >= ITEMS

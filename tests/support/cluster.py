@@ -192,7 +192,7 @@ class Ledger:
         acked: durable on the primary, by key.
         refused: by key the code of an answer that promises that nothing was written.
         unknown: what may be there or not.
-        codes: how often each code was answered; "" = success, "broken" = no answer.
+        codes: how often each code was answered; "" = success, "broken" = no answer, "unreachable" = no connection.
     """
 
     acked: dict[str, Acked] = field(default_factory=dict)
@@ -329,7 +329,8 @@ class Load:
             status, answer = rest.post(f"/put?acks={acks}&ack_timeout=2", {"key": key, "value": value})
         except Broken as broken:
             with self._lock:
-                ledger.codes["broken"] = ledger.codes.get("broken", 0) + 1
+                code = "broken" if broken.sent else "unreachable"
+                ledger.codes[code] = ledger.codes.get(code, 0) + 1
                 (ledger.unknown if broken.sent else ledger.refused)[key] = value
             self._stop.wait(0.05)
             return
