@@ -43,6 +43,8 @@ class FakeReader:
         store.log_reads += 1
         assert store.may_read.wait(_PATIENCE_S)
         assert self.is_open, "read after it was closed"
+        if store.read_error is not None:
+            raise store.read_error
         if store.damaged:
             raise LogDamaged(DATA / "wal" / "00000000000000000001.wal", 100, first_seq, "a test says so")
         if first_seq < store.first_seq:
@@ -94,7 +96,8 @@ class FakeReplicatedStore:
         log: what was published; the first one is of `first_seq`.
         snapshot: what a scan finds.
         history: the reigns.
-        damaged: whether the log cannot be read.
+        damaged: whether the log is.
+        read_error, scan_error: raised by reads of the log, and by scans, if set.
         may_read, may_scan: cleared, reads of the log, or steps of a scan, stay on their thread.
         scanning: whether a step of a scan was ever begun.
         log_reads: how many reads of the log were begun.
@@ -112,6 +115,7 @@ class FakeReplicatedStore:
         self.snapshot: list[SnapshotRecord] = []
         self.history = history
         self.damaged = False
+        self.read_error: Exception | None = None
         self.scan_error: Exception | None = None
         self.may_read, self.may_scan = threading.Event(), threading.Event()
         self.may_read.set()

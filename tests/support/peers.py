@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Self, TypeVar, cast
 
@@ -25,6 +25,7 @@ from kvnode.protocol.messages import (
     Welcome,
 )
 from kvnode.protocol.types import Entry, Epoch, History, Op, Position, Reign, put
+from support.holds import turns
 
 M = TypeVar("M", bound=Message)
 
@@ -38,6 +39,13 @@ REPLICA_ID = b"r" * 16
 #: The reign of a scripted primary.
 EPOCH = Epoch.of(3, 0x9F2C1A7B)
 HISTORY = History((Reign(EPOCH, 1),))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until this holds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await turns(1)
 
 
 class PeerGone(Exception):
@@ -174,10 +182,11 @@ class Peer(asyncio.Protocol):
 
     def reset(self) -> None:
         """Leave without a word, as a machine that restarts does."""
-        connection: socket.socket = self._transport.get_extra_info("socket")
-        # Or else it is gone already.
-        with suppress(OSError, ValueError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection: socket.socket | None = self._transport.get_extra_info("socket")
+        if connection is not None:
+            # Or else it is gone already.
+            with suppress(OSError, ValueError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 
 
@@ -228,6 +237,7 @@ class PeerServer:
 
     async def __aexit__(self, *exc: object) -> None:
         self.stop()
+        await turns()
 
     async def listen(self) -> None:
         """Begin, or begin again at the same address."""

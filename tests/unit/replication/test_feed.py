@@ -33,6 +33,8 @@ from support.reign_rig import ME, ReignRig, member, reigning, snapshot
 
 LIMITS = FeedLimits()
 
+CANNOT_BE_READ = ("sync_aborted", "the primary's data cannot be read: engine_failed")
+
 
 class Fed:
     """A replica that is played over a real connection.
@@ -351,6 +353,22 @@ async def test_a_damaged_log_is_an_alarm_and_leads_to_a_full_sync() -> None:
             assert "damaged at offset 100" in str(fields["reason"])
 
 
+async def test_a_log_that_cannot_be_read_just_now_ends_the_session_only() -> None:
+    async with reigning() as rig:
+        rig.store.publish(20)
+        rig.store.read_error = OSError(24, "Too many open files")
+        async with fed(rig) as replica:
+            replica.subscribe()
+            await replica.take_history()
+            error = await replica.peer.refused()
+            assert (error.code, "Too many open files" in error.message) == ("internal", True)
+        assert "log_damaged" not in events_of(rig.shared).names()
+        rig.store.read_error = None
+        async with fed(rig) as replica:
+            replica.subscribe()
+            await replica.take_entries(20)
+
+
 async def test_data_that_cannot_be_read_end_the_sync_and_give_the_permit_back() -> None:
     async with reigning() as rig:
         rig.store.start_at(10)
@@ -359,7 +377,9 @@ async def test_data_that_cannot_be_read_end_the_sync_and_give_the_permit_back() 
         async with fed(rig, "r1") as replica:
             replica.subscribe()
             await replica.take_history()
-            assert await replica.peer.refused() == Error("sync_aborted", "a table is gone")
+            # A reason may hold a key, which is for this node's log only.
+            assert await replica.peer.refused() == Error(*CANNOT_BE_READ)
+        assert events_of(rig.shared).fields_of("snapshot_failed") == {"name": "r1", "reason": "a table is gone"}
         rig.store.scan_error = None
         async with fed(rig, "r2") as replica:
             replica.subscribe()
@@ -376,7 +396,7 @@ async def test_data_that_cannot_be_read_in_the_middle() -> None:
             await replica.peer.take(SnapshotBegin, skip=(Ping, HistoryFrame))
             rig.store.scan_error = EngineFailed("a table is gone")
             rig.store.may_scan.set()
-            assert await replica.peer.refused() == Error("sync_aborted", "a table is gone")
+            assert await replica.peer.refused() == Error(*CANNOT_BE_READ)
         (scan,) = rig.store.scans
         assert not scan.is_open
 
