@@ -12,6 +12,7 @@ with Cluster(tmp_path) as cluster, Load(cluster.web1, acks=("0", "1")) as load:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -36,8 +37,8 @@ _POLL_S = 0.02
 #: A node that was told to stop is gone after so long, by the contract.
 STOP_S = 10.0
 
-#: Begins the keys of a load.
-_PREFIX = "load/"
+#: Makes the keys of each load its own.
+_LOADS = itertools.count()
 
 KVNODE = (sys.executable, "-P", "-m", "kvnode.cli")
 
@@ -189,12 +190,14 @@ class Ledger:
     """What clients were told of writes that each have a key of their own.
 
     Attributes:
+        prefix: of all keys.
         acked: durable on the primary, by key.
         refused: by key the code of an answer that promises that nothing was written.
         unknown: what may be there or not.
         codes: how often each code was answered; "" = success, "broken" = no answer, "unreachable" = no connection.
     """
 
+    prefix: str
     acked: dict[str, Acked] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
@@ -208,7 +211,7 @@ class Ledger:
             assert not lost, f"{name_of(node)} lacks {len(lost)} acknowledged writes, {lost[:5]}"
             undead = {key: self.refused[key] for key in held.keys() & self.refused.keys()}
             assert not undead, f"{name_of(node)} holds {len(undead)} writes that were refused, {list(undead)[:5]}"
-            mine = {key for key in held if key.startswith(_PREFIX)}
+            mine = {key for key in held if key.startswith(self.prefix)}
             strange = mine - self.acked.keys() - self.unknown.keys()
             assert not strange, f"{name_of(node)} holds {len(strange)} keys that nobody wrote, {list(strange)[:5]}"
             assert all(held[key] == self.unknown[key] for key in held.keys() & self.unknown.keys())
@@ -246,7 +249,7 @@ class Load:
             reads_back: whether each acknowledged write is read from the same node at once, and must be there.
             pause_s: between two writes of one writer, to leave something of the machine to others.
         """
-        self.ledger = Ledger()
+        self.ledger = Ledger(f"load{next(_LOADS)}/")
         self.failures: list[BaseException] = []
         self.answer_s = 0.0
         self._acks = acks
@@ -317,7 +320,9 @@ class Load:
                     number += 1
                     acks = self._acks[(number + writer) % len(self._acks)]
                     with self._writing[writer]:
-                        self._write(rest, f"{_PREFIX}{writer}/{number:06}", f"{writer} {number} {filling}", acks)
+                        self._write(
+                            rest, f"{self.ledger.prefix}{writer}/{number:06}", f"{writer} {number} {filling}", acks
+                        )
                     self._stop.wait(self._pause_s)
         except BaseException as error:
             self.failures.append(error)
