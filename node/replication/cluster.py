@@ -303,7 +303,8 @@ class Cluster:
         own_term = max(store.history.current.term, self._superseded_term or 0)
         if following is not None:
             own_term = max(own_term, following.machine.latest_epoch.term)
-        epoch = Epoch.of(1 + max(own_term, seen_term), secrets.randbits(32))
+        seen_term = max(own_term, seen_term)
+        epoch = Epoch.of(1 + seen_term, secrets.randbits(32))
         history = reigns_until(store.history, last_seq).begin(epoch, last_seq + 1)
         promoted_from = shared.identity.primary or shared.identity.promoted_from
         identity = replace(
@@ -312,9 +313,10 @@ class Cluster:
 
         def save() -> None:
             # A crash in between leaves a replica, or a primary that begins a new epoch at its start. Before it is one,
-            # its history must not speak of entries that it never had: of a primary's that is evidence of a loss. And
-            # the new reign comes last, lest a replica tells its primary of a term that nobody reigns with.
-            shared.files.save_history(_without_unknown(store.history, last_seq))
+            # its history must not speak of entries that it never had: of a primary's that is evidence of a loss. It must
+            # speak of every term that was seen, wherever that was noted before. And the new reign comes last, lest a
+            # replica tells its primary of a term that nobody reigns with.
+            shared.files.save_history(_without_unknown(store.history, last_seq, seen_term))
             shared.files.save_identity(identity)
             shared.files.save_history(history)
             self._files.incoming.drop()
@@ -571,10 +573,11 @@ def _reachable(address: str, seen_host: str) -> str:
     return str(Address(seen_host, parsed.port)) if parsed.host in _WILDCARDS else address
 
 
-def _without_unknown(history: History, last_seq: Seq) -> History:
-    """The history of a log that ends at `last_seq`, and its latest term, but no reign that begins behind that end."""
+def _without_unknown(history: History, last_seq: Seq, seen_term: int) -> History:
+    """The history of a log that ends at `last_seq`: the highest term that was seen, but no reign behind that end."""
     known = reigns_until(history, last_seq)
-    return known if known == history else known.begin(history.current, last_seq + 1)
+    latest = max(history.current, Epoch.of(seen_term, 0))
+    return known if known.current.term >= latest.term else known.begin(latest, last_seq + 1)
 
 
 def _as_member(shared: Shared) -> Member:

@@ -120,6 +120,9 @@ class ReplicaDisk:
         await self._run(lambda: files.incoming.prepare_swap(work.first, work.latest, work.history, work.members))
         # From here on the swap happens, if not now then at the next start: what fails now ends the process.
         shared.store.end_applied_waits("this node's data were replaced by a full sync")
+        if work.latest.seq > work.first.seq:
+            # Already here: a promotion that waits for this to end keeps the machine from hearing of it.
+            shared.store.hold_back("this node has not replayed the log behind its last full sync yet")
         await shared.store.replace_storage(files.swap)
         self._members.replace(work.members)
         shared.tail.clear()
