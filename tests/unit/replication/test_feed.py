@@ -118,7 +118,7 @@ async def test_history_comes_first_then_all_entries_untouched() -> None:
             assert rig.store.log_reads == reads, "the tail had them"
             assert replica.feed.machine.state is ReplicaState.STREAMING
         (reader,) = rig.store.readers
-        assert not reader.is_open
+        await rig.until(lambda: not reader.is_open)
 
 
 async def test_two_replicas_are_independent() -> None:
@@ -310,7 +310,7 @@ async def test_a_full_sync_and_the_entries_behind_it() -> None:
             assert replica.log == rig.store.log[3:]
             assert rig.reign.full_syncs_sent == 1
         (scan,) = rig.store.scans
-        assert not scan.is_open
+        await rig.until(lambda: not scan.is_open)
 
 
 async def test_a_full_sync_of_nothing() -> None:
@@ -398,7 +398,7 @@ async def test_data_that_cannot_be_read_in_the_middle() -> None:
             rig.store.may_scan.set()
             assert await replica.peer.refused() == Error(*CANNOT_BE_READ)
         (scan,) = rig.store.scans
-        assert not scan.is_open
+        await rig.until(lambda: not scan.is_open)
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------
