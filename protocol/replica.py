@@ -344,7 +344,9 @@ class Follower:
             return []
         position, floor_seq = self.position, self.durable_seq
         verdict = self._judge(welcome)
-        self.diverged = isinstance(verdict, Diverged)
+        if not isinstance(verdict, StalePrimary):
+            # What an older primary says of this log changes nothing.
+            self.diverged = isinstance(verdict, Diverged)
         match verdict:
             case StalePrimary():
                 # Not the last entry's epoch but the latest that this node has seen: so the primary hears of it.

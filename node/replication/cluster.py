@@ -313,9 +313,9 @@ class Cluster:
 
         def save() -> None:
             # A crash in between leaves a replica, or a primary that begins a new epoch at its start. Before it is one,
-            # its history must not speak of entries that it never had: of a primary's that is evidence of a loss. It must
-            # speak of every term that was seen, wherever that was noted before. And the new reign comes last, lest a
-            # replica tells its primary of a term that nobody reigns with.
+            # its history must not speak of entries that it never had: of a primary's that is evidence of a loss. It
+            # must speak of every term that was seen, wherever that was noted before. And the new reign comes last, lest
+            # a replica tells its primary of a term that nobody reigns with.
             shared.files.save_history(_without_unknown(store.history, last_seq, seen_term))
             shared.files.save_identity(identity)
             shared.files.save_history(history)
