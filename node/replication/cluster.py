@@ -547,6 +547,8 @@ class Cluster:
             return
         if not following.machine.serving:
             raise Syncing("this node has not finished its full sync")
+        if following.machine.primary_seq and not following.machine.durable_seq:
+            raise Syncing("this node has nothing of its primary's data yet")
         if max_lag is None:
             return
         if not following.machine.connected:
