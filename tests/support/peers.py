@@ -227,7 +227,8 @@ class PeerServer:
     """
 
     def __init__(self) -> None:
-        self.address = Address("127.0.0.1", 0)
+        # Not where nodes are: one of them must not get the port of a server that was stopped.
+        self.address = Address("127.0.0.9", 0)
         self._accepted: asyncio.Queue[Peer] = asyncio.Queue()
         self._peers: list[Peer] = []
 

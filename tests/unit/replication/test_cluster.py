@@ -460,7 +460,7 @@ async def test_nobody_follows_or_writes_through_a_replica() -> None:
         async with node.session(Purpose.CLIENT, **said) as (peer, _):
             peer.send(Write(1, OP, 0, 0))
             assert (await peer.take(WriteResultFrame)).error_code == "not_primary"
-        assert [each["name"] for each in node.cluster.status()["members"]] == ["p1", "r1"]
+        await node.until(lambda: [each["name"] for each in node.cluster.status()["members"]] == ["p1", "r1"])
 
 
 async def test_a_token_of_a_reign_that_a_replica_has_not_heard_of_is_waited_for() -> None:
