@@ -31,7 +31,7 @@ _HOUSEKEEPING_S = 1.0
 
 #: A replica for which nobody waits is told of new entries so often at most. Under load it is so much behind, and an
 #: entry costs it half of what it would cost in groups as small as the primary's; see tests/bench/replication.py.
-_COALESCE_S = 0.01
+_COALESCE_S = 0.02
 
 #: How long after a forwarded write somebody counts as waiting for its node.
 _HURRY_S = 0.1
