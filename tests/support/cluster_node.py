@@ -135,6 +135,9 @@ async def running(machine: Machine | None = None, **settings: Any) -> AsyncItera
         begin_reign(opened, captured)
     node = ClusterNode(machine, config, opened, captured)
     node.address = await node.cluster.start()
+    # A primary notes its own address as a member's first.
+    members = node.cluster._members
+    await until(lambda: members.all == members.next)
     try:
         yield node
     finally:

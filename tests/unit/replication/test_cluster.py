@@ -302,8 +302,7 @@ async def test_roles_of_a_primary() -> None:
             node.cluster.check_role("replica")
         status = node.cluster.status()
         assert (status["role"], status["primary"], status["replicas"]) == ("primary", None, [])
-        me = {"name": "n1", "address": str(node.address)}
-        await node.until(lambda: node.cluster.status()["members"] == [me])
+        assert status["members"] == [{"name": "n1", "address": str(node.address)}]
 
 
 async def test_forget_on_a_primary() -> None:

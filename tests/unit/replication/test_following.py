@@ -382,6 +382,7 @@ async def test_an_operation_that_it_does_not_know_stops_it_for_good() -> None:
     async with following() as at:
         peer, _ = await at.streamed(9)
         await send_entries(peer, 1, 2)
+        await at.applied(2)
         peer.send(Entries((record(3), unknown_kind(4))))
         _, error = await peer.take_until(Error)
         assert error.code == "unsupported_op"
