@@ -1,7 +1,8 @@
-"""A node with its peer port and without REST, on a simulated disk, among peers that the test plays."""
+"""A node with its peer port and without REST, on a simulated disk, and the peers among which it is."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,11 +19,25 @@ from kvnode.node.storage.recovery import reopen_engine
 from kvnode.node.store import Store
 from kvnode.node.worker import Worker
 from kvnode.protocol.fields import Member
-from kvnode.protocol.messages import Message, Purpose, Welcome
+from kvnode.protocol.messages import Ack, Entries, Hello, HistoryFrame, Message, Purpose, Subscribe, Welcome
+from kvnode.protocol.types import History
 from support.events import CapturedEvents
 from support.fake_replicated_store import make_identity
 from support.holds import turns
-from support.peers import PATIENCE_S, Peer, connected, hello, until
+from support.peers import (
+    HISTORY,
+    PATIENCE_S,
+    PRIMARY_ID,
+    REPLICA_ID,
+    Peer,
+    PeerServer,
+    connected,
+    hello,
+    records,
+    until,
+    welcome,
+)
+from support.replica_rig import prefill
 from support.simulated_node import DATA, LAYOUT, Machine
 
 ANY_PORT = Address("127.0.0.1", 0)
@@ -142,3 +157,93 @@ async def running(machine: Machine | None = None, **settings: Any) -> AsyncItera
         yield node
     finally:
         await node.stop()
+
+
+class OtherMember:
+    """Another member, which answers every probe.
+
+    Attributes:
+        answer: with what.
+        asked: by whom.
+    """
+
+    def __init__(self, server: PeerServer, answer: Welcome) -> None:
+        self.server = server
+        self.answer = answer
+        self.asked: list[Hello] = []
+        self._task = asyncio.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        while True:
+            peer = await self.server._accepted.get()
+            self.asked.append(await peer.take(Hello))
+            peer.send(self.answer)
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+
+@asynccontextmanager
+async def member(answer: Welcome) -> AsyncIterator[OtherMember]:
+    async with PeerServer() as server:
+        other = OtherMember(server, answer)
+        try:
+            yield other
+        finally:
+            other.stop()
+
+
+class Primary:
+    """The primary of the replica under test.
+
+    Attributes:
+        stream: the replica's session, up to HISTORY.
+    """
+
+    def __init__(self, server: PeerServer, history: History) -> None:
+        self.server = server
+        self.history = history
+        self.stream: Peer
+        self.writes: Peer
+
+    async def attach(self, last_seq: int = 0) -> None:
+        """Take the two connections of a replica, the one that follows and the one that forwards."""
+        for _ in range(2):
+            peer = await self.server.accept()
+            said = await peer.take(Hello)
+            peer.send(welcome(last_seq, self.history))
+            if said.purpose is Purpose.REPLICA:
+                self.stream = peer
+                await peer.take(Subscribe)
+                peer.send(HistoryFrame(self.history, (Member(PRIMARY_ID, "p1"), Member(REPLICA_ID, "r1"))))
+            else:
+                assert said.purpose is Purpose.CLIENT
+                self.writes = peer
+
+    async def send(self, first: int, last: int) -> None:
+        """Stream entries until they are applied."""
+        self.stream.send(Entries(records(first, last)))
+        while (await self.stream.take(Ack)).applied < last:
+            pass
+
+
+@asynccontextmanager
+async def replica(
+    last_seq: int = 0, *, attached: bool = True, history: History = HISTORY, members: tuple[Member, ...] = ()
+) -> AsyncIterator[tuple[ClusterNode, Primary]]:
+    """A replica that has so many entries, and its primary."""
+    async with PeerServer() as server:
+        machine = replica_of(server.address)
+        if last_seq:
+            prefill(machine, records(1, last_seq), history, name="r1")
+        if members:
+            know_members(machine, Member(REPLICA_ID, "r1"), *members)
+        primary = Primary(server, history)
+        if not attached:
+            server.stop()
+        async with running(machine, name="r1") as node:
+            if attached:
+                await primary.attach(last_seq)
+                await node.until(lambda: node.cluster.status()["primary"]["connected"])
+                await node.until(lambda: node.cluster._forwarder is not None and node.cluster._forwarder.ready)
+            yield node, primary

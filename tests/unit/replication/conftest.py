@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from kvnode.node.replication import survey as survey_module
+
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
@@ -22,3 +24,9 @@ async def complaints(caplog: pytest.LogCaptureFixture) -> AsyncIterator[list[dic
     yield found
     assert found == []
     assert [record for record in caplog.records if record.name != "asyncio" or record.levelno > logging.INFO] == []
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shortens what a promotion waits for members that do not answer."""
+    monkeypatch.setattr(survey_module, "_ANSWER_S", 0.3)
