@@ -8,6 +8,7 @@ from kvnode.node.config import Address, Config
 from kvnode.node.errors import JoinRefused
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs
+from kvnode.node.replication.cluster import FINAL_REFUSALS
 from kvnode.node.replication.members import load_members
 from kvnode.node.replication.probe import Found, ProbeFailed, probe, probe_all
 from kvnode.node.startup import OpenedDirectory, become_replica, load_identity
@@ -15,8 +16,8 @@ from kvnode.node.storage.datadir import Identity, Layout, StateFiles
 from kvnode.protocol.messages import Role
 from kvnode.protocol.types import History
 
-#: What a primary answers to HELLO when no later attempt can succeed.
-FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "unsupported_version", "protocol_error"})
+#: What is answered to HELLO when no later attempt can succeed; the last one by somebody who is no kvnode.
+FINAL_ANSWERS = FINAL_REFUSALS | {"protocol_error"}
 
 #: How long the primary may take to answer, and the pauses between attempts to reach it.
 _ANSWER_S = 5.0
@@ -57,7 +58,7 @@ async def _reach(primary: Address, identity: Identity | None, log: EventLog) -> 
         try:
             return await probe(primary, _ANSWER_S, cluster_id)
         except ProbeFailed as error:
-            if error.refused in FINAL_REFUSALS:
+            if error.refused in FINAL_ANSWERS:
                 raise JoinRefused(
                     error.refused,
                     f"{primary} refuses: {error.message}",

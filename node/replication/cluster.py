@@ -54,7 +54,7 @@ from kvnode.protocol.messages import Hello, Purpose, Role, Status, StatusResult,
 from kvnode.protocol.types import Epoch, History, Op, Position, Seq
 
 #: What ends `kvnode join`, when it is the first thing that the primary says.
-_FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "unsupported_version"})
+FINAL_REFUSALS = frozenset({"wrong_cluster", "self_join", "name_taken", "unsupported_version"})
 #: And this does, if it is still said after so long.
 _DUPLICATE_S = 12.0
 
@@ -64,8 +64,8 @@ _WATCH_S = 5.0
 #: The largest frame of those who only ask or follow: a SUBSCRIBE may hold a key.
 _SMALL_FRAME_BYTES = 128 * 1024
 
-#: Hosts that stand for every interface.
-_WILDCARDS = ("0.0.0.0", "::", "[::]")
+#: Hosts that stand for every interface, as `Address` has them.
+_WILDCARDS = ("0.0.0.0", "::")
 
 
 class Cluster:
@@ -195,7 +195,7 @@ class Cluster:
         if not self._joining or following is None or following.was_connected:
             return
         # The session of this directory's last process may be there until its silence is noticed.
-        is_final = following.age_s >= _DUPLICATE_S if code == "duplicate_node" else code in _FINAL_REFUSALS
+        is_final = following.age_s >= _DUPLICATE_S if code == "duplicate_node" else code in FINAL_REFUSALS
         if is_final:
             self._on_failure(JoinRefused(code, message, None))
 

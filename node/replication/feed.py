@@ -9,7 +9,8 @@ from typing import Protocol
 from kvnode.node.errors import LogDamaged, LogTrimmed
 from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.link import PeerLink
-from kvnode.node.replication.ports import RecordReader, RecordScan, Shared
+from kvnode.node.replication.ports import RecordReader, Shared
+from kvnode.node.storage.engine import RecordScan
 from kvnode.protocol.errors import KvError, LocalProtocolError
 from kvnode.protocol.fields import ID_BYTES, Member
 from kvnode.protocol.messages import Entries, Message, Ping, SnapshotEnd

@@ -13,12 +13,12 @@ from kvnode.node.config import Config
 from kvnode.node.eventlog import EventLog
 from kvnode.node.replication.logtail import LogTail
 from kvnode.node.storage.datadir import Identity, StateFiles
+from kvnode.node.storage.engine import RecordScan
 from kvnode.node.storage.wal import Wal
 from kvnode.node.worker import Worker
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.fields import LogRecord, Member
 from kvnode.protocol.follow import LogExtent
-from kvnode.protocol.snapshot import SnapshotRecord
 from kvnode.protocol.types import Entry, History, Op, Position, Seq
 
 
@@ -35,22 +35,6 @@ class RecordReader(Protocol):
 
     def close(self) -> None:
         """Let go of the open file."""
-
-
-class RecordScan(Protocol):
-    """A walk over a snapshot, on a worker thread.
-
-    Attributes:
-        applied: what the snapshot shows.
-    """
-
-    applied: Position
-
-    def next_records(self, max_bytes: int) -> list[SnapshotRecord]:
-        """The next records, at least one; an empty list is the confirmed end."""
-
-    def close(self) -> None:
-        """Let go of the snapshot."""
 
 
 class ReplicatedStore(Protocol):

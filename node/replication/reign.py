@@ -51,7 +51,6 @@ class Reign:
 
     Attributes:
         pins: what full syncs under way need of the log.
-        superseded_term: of a later primary that was heard of, which ended the reign; None while it lasts.
         full_syncs_sent: since the reign began.
     """
 

@@ -125,7 +125,6 @@ class ReplicaDisk:
             shared.store.hold_back("this node has not replayed the log behind its last full sync yet")
         await shared.store.replace_storage(files.swap)
         self._members.replace(work.members)
-        shared.tail.clear()
         self.full_syncs_received += 1
         shared.log.info("full_sync_done", first=work.first, latest=work.latest, keys=self.incoming_keys)
 

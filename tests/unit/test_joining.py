@@ -12,7 +12,7 @@ import pytest
 from kvnode.node import joining
 from kvnode.node.config import Address
 from kvnode.node.errors import FileDamaged, JoinRefused
-from kvnode.node.joining import FINAL_REFUSALS, join, later_term
+from kvnode.node.joining import FINAL_ANSWERS, join, later_term
 from kvnode.node.replication.members import save_members
 from kvnode.node.storage.datadir import Identity, StateFiles
 from kvnode.protocol.fields import Member
@@ -221,7 +221,7 @@ async def test_its_own_address_is_refused_without_asking(setting: str) -> None:
         assert server.waiting == 0
 
 
-@pytest.mark.parametrize("code", sorted(FINAL_REFUSALS))
+@pytest.mark.parametrize("code", sorted(FINAL_ANSWERS))
 async def test_a_final_refusal_ends_it_with_the_primarys_words(code: str) -> None:
     async with joins(known(make_identity("replica"))) as (at, server):
         await answer(server, Error(code, "do this or that"))
