@@ -16,6 +16,7 @@ from kvnode.node.rest.cluster import ClusterRoutes
 from kvnode.node.rest.connection import Connection
 from kvnode.node.rest.errors import ANSWERABLE, answerable
 from kvnode.node.rest.operating import OperatingRoutes
+from kvnode.node.rest.pages import PageRoutes
 from kvnode.node.rest.ranges import RangeRoutes
 from kvnode.node.rest.reads import ReadRoutes
 from kvnode.node.rest.receive import BodyReceiver
@@ -82,6 +83,7 @@ class RestFront:
             RangeRoutes(store, config.max_key_bytes, self._report_broken).table,
             OperatingRoutes(node).table,
             ClusterRoutes(node, self._bodies).table,
+            PageRoutes().table,
         )
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None

@@ -48,13 +48,13 @@ class ReadRoutes:
                 return error_response(KeyNotFound(key.decode()), position_lines(applied))
         etag = etag_of(record.position)
         lines = b"%bETag: %b\r\n" % (position_lines(applied), etag)
-        if hdrs.IF_NONE_MATCH in request.message.headers and _matches(request, etag.decode()):
+        if hdrs.IF_NONE_MATCH in request.message.headers and names_etag(request, etag.decode()):
             return Response(304, lines, None)
         body = b'{"key":%b,"value":%b}' % (self._encode_key(key.decode()), record.value)
         return Response(200, JSON_TYPE + lines, body)
 
 
-def _matches(request: Request, etag: str) -> bool:
+def names_etag(request: Request, etag: str) -> bool:
     """Whether If-None-Match names the version: a list, compared weakly, or `*` for any (RFC 9110, section 13.1.2)."""
     condition = ",".join(request.message.headers.getall(hdrs.IF_NONE_MATCH))
     return condition.strip() == "*" or etag in _ENTITY_TAG.findall(condition)

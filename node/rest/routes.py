@@ -14,7 +14,7 @@ from kvnode.node.rest.response import Response, StreamedResponse
 
 Answer: TypeAlias = Response | StreamedResponse
 Handler: TypeAlias = Callable[[Request], Awaitable[Answer]]
-#: Handlers by method, by path. A path that ends with a slash stands for all that begin with it.
+#: Handlers by method, by path. A path that ends with a slash stands for all that begin with it; but `/` for itself.
 Table: TypeAlias = Mapping[str, Mapping[str, Handler]]
 
 
@@ -30,7 +30,7 @@ class Routes:
                 known = dict(methods)
                 if hdrs.METH_GET in known:
                     known[hdrs.METH_HEAD] = known[hdrs.METH_GET]
-                (self._below if path.endswith("/") else self._exact)[path] = known
+                (self._below if path.endswith("/") and path != "/" else self._exact)[path] = known
 
     @property
     def paths(self) -> frozenset[str]:

@@ -77,7 +77,7 @@ def test_wheel_holds_every_file_of_the_packages_and_nothing_else(tree: Path, whe
         f"kvnode/{path.relative_to(tree)}"
         for part in PARTS
         for path in (tree / part).rglob("*")
-        if path.suffix == ".py" or path.name in {"py.typed", "FORMAT.md"}
+        if path.suffix == ".py" or path.name in {"py.typed", "FORMAT.md"} or path.parent.name == "static"
     }
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == wanted
 
