@@ -19,7 +19,7 @@ from kvnode.node.storage.datadir import Identity, Layout, StateFiles
 from kvnode.protocol.types import Epoch, History
 from support.project import PARTS, ROOT
 
-COMMANDS = ("compose/up", "compose/down", "compose/python-env", "tests/run", ".ci/run")
+COMMANDS = ("compose/up", "compose/down", "compose/python-env", "tests/run", "tests/debian-packages", ".ci/run")
 SOURCED = ("compose/nodes.sh",)
 
 GOOD = "CPython {version} linux x86_64 64 yes"
@@ -54,7 +54,14 @@ class Sandbox:
         self.pip_calls.touch()
         self.steps = tmp_path / "steps"
         self.bin.mkdir()
-        for name in ("setup.cfg", "pyproject.toml", "compose/python-env", "tests/run", ".ci/run"):
+        for name in (
+            "setup.cfg",
+            "pyproject.toml",
+            "compose/python-env",
+            "tests/run",
+            "tests/debian-packages",
+            ".ci/run",
+        ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         for tool in TOOLS:
@@ -397,7 +404,7 @@ class TestNodes:
 class TestRun:
     """tests/run, and .ci/run, which calls it."""
 
-    STEPS = ("ruff check .", "ruff format --check .", "mypy", "pytest")
+    STEPS = ("ruff check .", "ruff format --check .", "mypy", "pytest --numprocesses 3 --dist loadgroup")
 
     @pytest.fixture
     def sandbox(self, tmp_path: Path) -> Sandbox:
@@ -423,7 +430,7 @@ class TestRun:
 
     def test_arguments_go_to_pytest(self, sandbox: Sandbox) -> None:
         assert sandbox.run("tests/unit", "-k", "a or b", script="tests/run").returncode == 0
-        assert sandbox.steps.read_text().splitlines() == [*self.STEPS[:-1], "pytest tests/unit -k a or b"]
+        assert sandbox.steps.read_text().splitlines() == [*self.STEPS[:-1], f"{self.STEPS[-1]} tests/unit -k a or b"]
 
     def test_type_checkers_get_the_layout_of_the_import_names(self, sandbox: Sandbox) -> None:
         for part in PARTS:
@@ -441,3 +448,46 @@ class TestRun:
         assert done.returncode == 1
         assert "/nowhere/python: not found" in done.stderr
         assert not sandbox.steps.exists()
+
+
+class TestDebianPackages:
+    """With an apt-get and a dpkg-query that only note what they are asked."""
+
+    @pytest.fixture
+    def sandbox(self, tmp_path: Path) -> Sandbox:
+        sandbox = Sandbox(tmp_path)
+        for tool in ("mktemp", "rm"):
+            if not (sandbox.bin / tool).exists():
+                found = shutil.which(tool)
+                assert found is not None, tool
+                (sandbox.bin / tool).symlink_to(found)
+        sandbox.script(
+            sandbox.bin, "apt-get", '#!/bin/bash\necho "$*" >>"$STEPS"\n[[ -z $FAILING || $* != $FAILING* ]]\n'
+        )
+        sandbox.script(sandbox.bin, "dpkg-query", '#!/bin/bash\n[[ " $THERE " == *" ${!#} "* ]] && echo -n installed\n')
+        return sandbox
+
+    def packages(self, sandbox: Sandbox) -> list[str]:
+        return sandbox.run("--list", script="tests/debian-packages").stdout.split()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root installs packages")
+    def test_only_what_is_missing_is_installed(self, sandbox: Sandbox) -> None:
+        packages = self.packages(sandbox)
+        assert {"docker.io", "chromium", "prometheus"} <= set(packages)
+        done = sandbox.run(script="tests/debian-packages", THERE=" ".join(packages[2:]))
+        assert done.returncode == 0, done.stderr
+        wanted = f"install --yes --no-install-recommends {packages[0]} {packages[1]}"
+        assert sandbox.steps.read_text().splitlines() == ["update", wanted]
+
+    def test_nothing_is_asked_when_all_is_there(self, sandbox: Sandbox) -> None:
+        done = sandbox.run(script="tests/debian-packages", THERE=" ".join(self.packages(sandbox)))
+        assert (done.returncode, done.stderr, sandbox.steps.exists()) == (0, "", False)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root installs packages")
+    def test_a_failure_is_said(self, sandbox: Sandbox) -> None:
+        done = sandbox.run(script="tests/debian-packages", FAILING="install")
+        assert done.returncode == 1
+        assert "could not install" in done.stderr
+
+    def test_it_knows_no_other_argument(self, sandbox: Sandbox) -> None:
+        assert sandbox.run("--lst", script="tests/debian-packages").returncode == 2
