@@ -7,7 +7,7 @@ one table in `kvnode.node.rest.errors`. `StorageError` is what start-up and the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.types import Epoch, Seq
@@ -24,9 +24,34 @@ class JoinRefused(KvError):
 
     code = "join_refused"
 
-    def __init__(self, code: str, message: str, hint: str | None) -> None:
-        super().__init__(message, hint=hint)
+    #: what to do about a refusal of the primary, by its code, where whoever asks knows nothing better
+    _HINTS: ClassVar[dict[str, str]] = {
+        "name_taken": "choose another name with --name; or, if the node that has it will not return, free it with "
+        "`kvnode forget NAME --url URL`, with the primary's URL, then join again",
+        "wrong_cluster": "check the address, or join with an empty data directory",
+        "duplicate_node": "stop the other process; where the directory is a copy, join with an empty one instead",
+        "unsupported_version": "run the same kvnode release on both nodes",
+    }
+
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or self._HINTS.get(code))
         self.code = code
+
+
+class NameTaken(KvError):
+    """Another member of the cluster has the name that this node was given; nothing was changed."""
+
+    code = "name_taken"
+
+    def __init__(self, name: str, present: str) -> None:
+        # The list that knows the name is the node's own: it hears of a member that was forgotten only while it runs.
+        super().__init__(
+            f"another member of the cluster is called {name}",
+            hint=f"choose another name with --name, or leave it out to stay {present}; if the node that has it will "
+            f"not return, run `kvnode forget {name} --url URL`, with the primary's URL, while this one runs, then try "
+            "again",
+            name=name,
+        )
 
 
 # ---- the caller must act ---------------------------------------------------------------------------------------

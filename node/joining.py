@@ -59,13 +59,7 @@ async def _reach(primary: Address, identity: Identity | None, log: EventLog) -> 
             return await probe(primary, _ANSWER_S, cluster_id)
         except ProbeFailed as error:
             if error.refused in FINAL_ANSWERS:
-                raise JoinRefused(
-                    error.refused,
-                    f"{primary} refuses: {error.message}",
-                    "check the address, or join with an empty data directory"
-                    if error.refused == "wrong_cluster"
-                    else None,
-                ) from error
+                raise JoinRefused(error.refused, f"{primary} refuses: {error.message}") from error
             log.warning("join_waits", primary=primary, reason=error.message, retry_s=delay_s)
         await asyncio.sleep(delay_s)
         delay_s = min(delay_s * 2, _RETRY_LAST_S)

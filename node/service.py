@@ -25,6 +25,7 @@ from kvnode.node.eventlog import EventLog, open_event_log
 from kvnode.node.fs import Fs, RealFs
 from kvnode.node.joining import join, later_term
 from kvnode.node.metrics import NodeCollector
+from kvnode.node.remedies import directory_remedy, listening_remedy
 from kvnode.node.replication.cluster import Cluster
 from kvnode.node.replication.logtail import LogTail
 from kvnode.node.replication.ports import Shared
@@ -80,7 +81,7 @@ def run(config: Config, join: Address | None = None) -> int:
         make_data_directory(fs, layout)
         lock = DirectoryLock(layout.lock)
     except (KvError, OSError) as error:
-        return _refused(error, log)
+        return _refused(error, config, log)
     _warn_of_open_doors(config, log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(_serve(config, fs, join, log))
@@ -120,7 +121,7 @@ async def _serve(config: Config, fs: Fs, primary: Address | None, log: EventLog)
         reopen = functools.partial(reopen_engine, fs, Layout(config.data), open_engine)
         node = Node(config, opened, reopen, RealClock(), log, joining=primary is not None)
     except (KvError, OSError) as error:
-        return _refused(error, log)
+        return _refused(error, config, log)
     stop.add_done_callback(lambda done: node.request_stop(done.result()))
     return await node.run()
 
@@ -138,11 +139,11 @@ async def _unless(stop: asyncio.Future[str], work: Coroutine[Any, Any, None]) ->
     return True
 
 
-def _refused(error: KvError | OSError, log: EventLog) -> int:
+def _refused(error: KvError | OSError, config: Config, log: EventLog) -> int:
     if isinstance(error, KvError):
         log.error("start_refused", code=error.code, reason=error.message, hint=error.hint)
     else:
-        log.error("start_refused", code="os_error", reason=str(error))
+        log.error("start_refused", code="os_error", reason=str(error), hint=directory_remedy(config.data, error))
     return 1
 
 
@@ -218,19 +219,21 @@ class Node:
 
     async def run(self) -> int:
         """Serve until a stop is requested or the store fails; returns the exit code."""
-        wanted: dict[str, Any] = {"peer": self._config.peer}
+        wanted = ("peer", self._config.peer)
         try:
             peer = await self.cluster.start()
-            wanted = {"http": self._config.http}
+            wanted = ("http", self._config.http)
             http = await self.front.start()
         except OSError as error:
-            self._log.error("listen_failed", **wanted, reason=error.strerror or str(error))
+            hint = listening_remedy(*wanted, error)
+            fields = {wanted[0]: wanted[1], "reason": error.strerror or str(error), "hint": hint}
+            self._log.error("listen_failed", None, **fields)
             await self.cluster.stop()
             await self._close_store(_STOPPED_S)
             return 1
         except StorageError as error:
             await self.cluster.abandon()
-            return _refused(error, self._log)
+            return _refused(error, self._config, self._log)
         identity = self._shared.identity
         self._log.info("listening", http=http, peer=peer, name=identity.name, role=identity.role)
         await self._stop.wait()

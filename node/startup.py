@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from kvnode.node.config import Address, Config
-from kvnode.node.errors import DataLost, StorageError, StorageFull
+from kvnode.node.errors import DataLost, NameTaken, StorageError, StorageFull
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import Identity, Layout, Member, StateFiles
@@ -59,6 +59,7 @@ def open_directory(config: Config, fs: Fs, open_engine: EngineFactory, log: Even
     """Open the data directory of `config`, which the caller has locked; a new one becomes a new cluster's primary.
 
     Raises:
+        NameTaken: the configuration gives a known node the name of another member.
         StorageError: as `Recovery.run` says, or a small file is damaged or missing.
         OSError: the disk refuses.
     """
@@ -163,14 +164,17 @@ def become_replica(config: Config, fs: Fs, cluster_id: bytes, primary: Address) 
 def _identify(config: Config, fs: Fs, layout: Layout, files: StateFiles) -> Identity:
     """The identity in node.json, made for a new directory, renamed when the configuration says so."""
     identity = load_identity(config, fs)
+    members = files.load_members() or ()
     if identity is None:
         node_id, name = _new_node(config)
         identity = Identity(node_id, name, cluster_id=secrets.token_hex(16), role="primary")
         files.save_identity(identity)
     elif config.name and config.name != identity.name:
+        # Renamed all the same, a replica would be refused by its primary, and a primary would refuse that member.
+        if any(member.name == config.name and member.node_id != identity.node_id for member in members):
+            raise NameTaken(config.name, identity.name)
         identity = replace(identity, name=config.name)
         files.save_identity(identity)
-    members = files.load_members() or ()
     known = next((member for member in members if member.node_id == identity.node_id), None)
     if known is None or known.name != identity.name:
         own = Member(identity.node_id, identity.name, known.address if known is not None else "")

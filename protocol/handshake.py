@@ -80,7 +80,8 @@ def answer_hello(
     for member in (me, *members):
         if member.name == hello.name and member.node_id != hello.node_id:
             return _refuse(
-                "name_taken", f"another node is called {hello.name}: choose another name, or forget that node"
+                "name_taken",
+                f"another node is called {hello.name}: choose another name, or forget that node if it will not return",
             )
     live = [session for session in sessions if session.node_id == hello.node_id]
     if any(session.boot_id != hello.boot_id for session in live):

@@ -197,7 +197,7 @@ class Cluster:
         # The session of this directory's last process may be there until its silence is noticed.
         is_final = following.age_s >= _DUPLICATE_S if code == "duplicate_node" else code in FINAL_REFUSALS
         if is_final:
-            self._on_failure(JoinRefused(code, message, None))
+            self._on_failure(JoinRefused(code, message))
 
     def _watch(self) -> None:
         """As a primary, ask members that do not follow this node whether they have seen a later one."""

@@ -351,5 +351,8 @@ async def test_an_occupied_address_stops_the_node_cleanly() -> None:
         assert await second.running == 1
         await second.end()
         assert "listening" not in second.captured.names()
-        assert second.captured.fields_of("listen_failed")["http"] == address
+        failed = second.captured.fields_of("listen_failed")
+        assert failed["http"] == address
+        assert f"'sport = :{address.port}'" in str(failed["hint"])
+        assert "--http" in str(failed["hint"])
         assert second.opened.files.load_clean_stop() is not None

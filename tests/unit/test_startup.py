@@ -9,7 +9,7 @@ import pytest
 
 from kvnode.node.clock import Clock
 from kvnode.node.commit import Committer
-from kvnode.node.errors import FileDamaged, UnknownFormat
+from kvnode.node.errors import FileDamaged, NameTaken, UnknownFormat
 from kvnode.node.startup import OpenedDirectory, begin_reign, make_data_directory, open_directory
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, StateFiles
 from kvnode.node.storage.recovery import read_segments
@@ -118,6 +118,22 @@ def test_renaming_leaves_the_other_members_alone() -> None:
     machine = machine.after_crash(KEPT)
     renamed = machine.open(tiny_config(name="n2"))
     assert set(renamed.files.load_members() or ()) == {other, Member(own.node_id, "n2")}
+
+
+def test_a_name_that_another_member_has_is_refused_and_nothing_changes() -> None:
+    machine = Machine.new()
+    opened = machine.open(tiny_config(name="n1"))
+    own, other = Member(opened.identity.node_id, "n1"), Member("ee" * 16, "other")
+    opened.files.save_members((own, other))
+    stop_cleanly(opened)
+    machine = machine.after_crash(KEPT)
+    with pytest.raises(NameTaken) as refused:
+        machine.open(tiny_config(name="other"))
+    assert (refused.value.code, refused.value.fields) == ("name_taken", {"name": "other"})
+    assert "to stay n1" in (refused.value.hint or "")
+    assert files_of(machine).load_identity() == opened.identity
+    assert files_of(machine).load_members() == (own, other)
+    assert machine.open(tiny_config(name="n1")).identity == opened.identity
 
 
 def test_a_lost_list_of_members_is_begun_again() -> None:
