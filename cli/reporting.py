@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from kvnode.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED
+from kvnode.cli.printable import printable
 from kvnode.protocol.errors import KvError
 
 _JSON_WANTED = f"{__name__}.json"
@@ -63,11 +64,6 @@ def _report(
         members = {"code": code, "message": message, **({"hint": hint} if hint else {}), **(fields or {})}
         click.echo(json.dumps({kind: members}, ensure_ascii=False), err=True)
         return
-    click.echo(f"{kind}: {_on_one_line(message)} ({code})", err=True)
+    click.echo(f"{kind}: {printable(message)} ({code})", err=True)
     if hint:
-        click.echo(f"hint: {_on_one_line(hint)}", err=True)
-
-
-def _on_one_line(text: str) -> str:
-    """The text with escapes for what could break the line or command the terminal: a node may have sent it."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+        click.echo(f"hint: {printable(hint)}", err=True)

@@ -9,21 +9,56 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvnode.cli.printable import printable
+
 #: What a pipe or a file gets in place of a terminal's width: lines there need not be folded for anybody's window.
 _PIPE_COLUMNS = 200
 
 
+class _Console(Console):
+    """A console that leaves it to the command what a reader who has left comes to."""
+
+    def on_broken_pipe(self) -> None:
+        # Called where BrokenPipeError was caught. Rich itself ends the process with exit code 1.
+        raise  # noqa: PLE0704
+
+
 def make_console() -> Console:
     """A console on stdout, which takes what is printed for plain text, not for markup."""
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+    return _Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
 
-def make_table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """A table without lines; None is shown as ``-``."""
+def plain(value: object, style: str = "") -> Text:
+    """What a node sends, as text that is neither markup nor a terminal's command; None is shown as ``-``."""
+    return Text("-" if value is None or value == "" else printable(str(value)), style=style)
+
+
+def make_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None, numbers: Iterable[str] = ()
+) -> Table:
+    """A table without lines. Cells are values as `plain` takes them, or Text.
+
+    Args:
+        numbers: headings of the columns that are aligned to the right.
+    """
+    right = frozenset(numbers)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", justify="right" if heading in right else "left")
     for row in rows:
-        # As plain text: what a node sends is no markup.
-        table.add_row(*(Text("-" if cell is None or cell == "" else str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else plain(cell) for cell in row))
+    return table
+
+
+def make_summary(lines: Iterable[tuple[str, object]], *, label_columns: int = 0) -> Table:
+    """Lines of a label and a value, which is taken as a cell of `make_table` is.
+
+    Args:
+        label_columns: the least width of the labels, so that summaries below each other can be aligned.
+    """
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True, min_width=label_columns)
+    table.add_column(overflow="fold")
+    for label, value in lines:
+        table.add_row(label, value if isinstance(value, Text) else plain(value))
     return table

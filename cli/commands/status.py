@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 
 import click
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.text import Text
 
 from kvnode.cli.client import Client, Status
+from kvnode.cli.jsontext import to_json
+from kvnode.cli.nodestatus import read_status
 from kvnode.cli.options import json_option, node_options
-from kvnode.cli.tables import make_console, make_table
+from kvnode.cli.outlet import ended_with_reader
+from kvnode.cli.quantities import duration_text
+from kvnode.cli.statusview import ReplicaTable, fenced_notice, live_view, summary
+from kvnode.cli.tables import make_console, plain
+from kvnode.cli.terminal import restored_at_end
+from kvnode.cli.watching import Look, looks
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-#: Columns of the table of replicas: heading, and the member that each shows. `lag` is made of two.
-_REPLICA_COLUMNS = {
-    "name": "name",
-    "address": "address",
-    "state": "state",
-    "sent": "sent_seq",
-    "acked": "acked_seq",
-    "applied": "applied_seq",
-    "lag": "lag_entries",
-    "retention": "retention",
-}
+_INTERVAL_S = 2.0
 
 
 @click.command(
@@ -35,132 +32,115 @@ Examples:
   kvnode status
   kvnode status --url http://127.0.0.1:5002
   kvnode status --json | jq .applied_seq
+  kvnode status --watch
+  kvnode status --watch --interval 1 --json | jq -c '[.watch.time, .watch.writes_per_s]'
 """
 )
-@json_option("Print the node's own JSON object.")
+@click.option("-w", "--watch", is_flag=True, help="Show it again and again, with rates, until Ctrl-C.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help=f"Time from one look of --watch to the next.  [default: {_INTERVAL_S:g}]",
+)
+@json_option("Print the node's own JSON object; with --watch one a line.")
 @node_options
-def status(as_json: bool, url: str, timeout_s: float) -> None:
+def status(watch: bool, interval_s: float | None, as_json: bool, url: str, timeout_s: float) -> None:
     """Show how a node is doing.
 
     Its role and epoch, how far its log is durable and applied, what its log and cache hold, and its
     replicas or its primary. A primary that a later one has replaced says so first, as FENCED: it takes no writes.
+
+    With --watch it is a table that stays and is kept up to date. It also shows what has happened since the last look:
+    the entries written to the log a second (a batch is one entry), the keys read a second, and how many of those the
+    cache answered. A node that does not answer is said to be unreachable, since when and why, and asked on. Where
+    stdout is no terminal, every look is printed: as a block of lines, or with --json as a line. That is the node's
+    object with one member more, "watch": {"time", "reachable", "seconds", "writes_per_s", "reads_per_s", "hit_rate"};
+    of a node that does not answer, only {"watch": {"time", "reachable", "since", "error"}}.
+
+    Ctrl-C ends --watch with exit code 130, as a shell has it for every command that it ends.
     """
-    answer = asyncio.run(_status(url, timeout_s))
-    if as_json:
-        click.echo(answer.text)
+    if not watch:
+        if interval_s is not None:
+            raise click.UsageError("--interval is for --watch")
+        _print(asyncio.run(_ask(url, timeout_s)), url, as_json)
         return
-    console = make_console()
-    if fenced := answer.fields.get("fenced"):
-        console.print(Text(f"FENCED: {fenced}", style="bold red"))
-    console.print(_summary(answer.fields, url))
-    if answer.fields.get("replicas"):
-        console.print(_replicas(answer.fields["replicas"]))
+    asyncio.run(_watch(url, timeout_s, _INTERVAL_S if interval_s is None else interval_s, as_json))
 
 
-async def _status(url: str, timeout_s: float) -> Status:
+async def _ask(url: str, timeout_s: float) -> Status:
     async with Client(url, timeout_s=timeout_s) as client:
         return await client.status()
 
 
-def _summary(fields: dict[str, Any], url: str) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for label, text in _lines(fields, url):
-        # As plain text: what a node sends is no markup.
-        table.add_row(label, Text(text))
-    return table
+def _print(answer: Status, url: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(answer.text)
+        return
+    node = read_status(answer.fields)
+    console = make_console()
+    if notice := fenced_notice(node):
+        console.print(notice)
+    console.print(summary(node, url))
+    if node.replicas:
+        console.print(ReplicaTable(node.replicas))
 
 
-def _lines(fields: dict[str, Any], url: str) -> Iterator[tuple[str, str]]:
-    """The summary's lines; what a node of another version does not send is left out."""
-    yield "node", f"{fields.get('name', '?')} at {url}"
-    yield "role", str(fields.get("role", "?"))
-    for label, name in (("cluster", "cluster_id"), ("epoch", "epoch")):
-        if name in fields:
-            yield label, str(fields[name])
-    seqs = [
-        f"{word} {fields[name]:,}"
-        for word, name in (("last", "last_seq"), ("durable", "durable_seq"), ("applied", "applied_seq"))
-        if name in fields
-    ]
-    if seqs:
-        yield "seq", ", ".join(seqs)
-    if primary := fields.get("primary"):
-        link = "connected" if primary.get("connected") else "not connected"
-        yield "primary", f"{primary.get('address', '?')}, {link}, {_lag(primary)}"
-        if error := primary.get("error"):
-            yield "last error", f"{error.get('message', '?')} ({error.get('code', '?')})"
-    if sync := fields.get("sync"):
-        so_far = f", {_count(sync['keys'], 'key')} so far" if "keys" in sync else ""
-        yield "full sync", f"{sync.get('state', 'under way')}{so_far}"
-    if diverged := fields.get("diverged"):
-        yield "diverged", f"entries that its primary does not have are in diverged/: {', '.join(map(str, diverged))}"
-    if wal := fields.get("wal"):
-        yield "log", f"{_span(wal)}, {_size(wal.get('bytes', 0))} in {_count(wal.get('segments', 0), 'segment')}"
-    if cache := fields.get("cache"):
-        yield "cache", f"{_count(cache.get('entries', 0), 'entry', 'entries')}, {_size(cache.get('bytes', 0))}"
-        yield "cache hits", _hit_rate(cache.get("hits", 0), cache.get("misses", 0))
-    syncs = fields.get("full_syncs_sent", 0), fields.get("full_syncs_received", 0)
-    if any(syncs):
-        yield "full syncs", f"{syncs[0]} sent, {syncs[1]} received"
-    if "uptime_s" in fields:
-        yield "up for", _duration(fields["uptime_s"])
-    if "version" in fields:
-        yield "version", str(fields["version"])
+# ---- --watch -------------------------------------------------------------------------------------------------------
 
 
-def _span(wal: dict[str, Any]) -> str:
-    first, last = wal.get("first_seq", "?"), wal.get("last_seq", "?")
-    # Of a node that is new, or fresh from a full sync.
-    is_empty = type(first) is int and type(last) is int and last < first
-    return f"empty, the next entry is seq {first}" if is_empty else f"seq {first} to {last}"
+async def _watch(url: str, timeout_s: float, interval_s: float, as_json: bool) -> None:
+    async with Client(url, timeout_s=timeout_s) as client:
+        with ended_with_reader():
+            async with aclosing(looks(client, interval_s)) as seen:
+                console = make_console()
+                if as_json:
+                    await _print_lines(seen)
+                elif console.is_terminal and not console.is_dumb_terminal:
+                    await _show(seen, url, interval_s, console)
+                else:
+                    await _print_blocks(seen, url, console)
 
 
-def _replicas(replicas: list[dict[str, Any]]) -> Table:
-    """The replicas, with the columns of which at least one has something."""
-    columns = {
-        heading: name for heading, name in _REPLICA_COLUMNS.items() if any(name in replica for replica in replicas)
-    }
-    rows = [[_cell(replica, heading, name) for heading, name in columns.items()] for replica in replicas]
-    return make_table(list(columns), rows, title="replicas")
+async def _print_lines(seen: AsyncIterator[Look]) -> None:
+    async for look in seen:
+        sys.stdout.write(to_json(look.to_json()).decode() + "\n")
+        sys.stdout.flush()
 
 
-def _cell(replica: dict[str, Any], heading: str, name: str) -> object:
-    value = replica.get(name)
-    if type(value) is not int:
-        return value
-    return _lag(replica, "") if heading == "lag" else f"{value:,}"
+async def _print_blocks(seen: AsyncIterator[Look], url: str, console: Console) -> None:
+    async for look in seen:
+        console.print(plain(look.when.astimezone().isoformat(sep=" ", timespec="seconds"), "bold"))
+        console.print(_view(look, url))
+        console.print()
+        sys.stdout.flush()
 
 
-def _lag(link: dict[str, Any], unit: str = " entries behind") -> str:
-    entries, seconds = link.get("lag_entries"), link.get("lag_s")
-    behind = "lag unknown" if entries is None else f"{entries:,}{unit}"
-    return behind if seconds is None else f"{behind} ({seconds:.1f} s)"
+async def _show(seen: AsyncIterator[Look], url: str, interval_s: float, console: Console) -> None:
+    """Keep the screen up to date; leave the terminal as it was."""
+    # The screen is drawn when there is something new, by this thread alone.
+    live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+    with restored_at_end(resized=live.refresh), live:
+        async for look in seen:
+            clock = f"{look.when.astimezone():%H:%M:%S}, every {interval_s:g} s, Ctrl-C ends it"
+            live.update(Group(Text(clock, style="dim", no_wrap=True), Text(), _view(look, url)), refresh=True)
 
 
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def _view(look: Look, url: str) -> RenderableType:
+    return Group(*_parts(look, url))
 
 
-def _hit_rate(hits: int, misses: int) -> str:
-    rate = f" ({100 * hits / (hits + misses):.1f}%)" if hits + misses else ""
-    return f"{hits:,} of {hits + misses:,} reads{rate}"
-
-
-def _size(number: float) -> str:
-    unit = 0
-    while number >= 1024 and unit + 1 < len(_UNITS):
-        number /= 1024
-        unit += 1
-    return f"{number:.1f} {_UNITS[unit]}" if unit else f"{number:.0f} B"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [f"{value} {unit}" for value, unit in ((days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s"))]
-    while len(parts) > 1 and parts[0].startswith("0 "):
-        del parts[0]
-    return " ".join(parts[:2])
+def _parts(look: Look, url: str) -> Iterator[RenderableType]:
+    if look.error is not None:
+        assert look.silent_since is not None
+        since = f"{look.silent_since.astimezone():%H:%M:%S}"
+        lasting = duration_text((look.when - look.silent_since).total_seconds())
+        yield plain(f"UNREACHABLE: {url}, since {since}, for {lasting}", "bold red")
+        yield plain(f"{look.error.message} ({look.error.code})", "red")
+        if look.status is None:
+            return
+        yield Text("\nThis is what it said last:")
+    node = look.status
+    assert node is not None
+    yield live_view(node, url, look.rates)
