@@ -5,7 +5,7 @@ Source: FORMAT.md, "Entry".
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgpack
@@ -49,6 +49,44 @@ def decode_entry(payload: bytes | memoryview) -> Entry:
     if type(ops) is not tuple or not ops:
         raise EntryDamaged("entry has no operations")
     return Entry(seq, Epoch(epoch), time_ms, tuple([decode_op(op) for op in ops]))
+
+
+class EntryBeginning(NamedTuple):
+    """An entry as far as somebody wants to see it.
+
+    Attributes:
+        entry: with its first operations only.
+        ops_left_out: how many more it has.
+    """
+
+    entry: Entry
+    ops_left_out: int
+
+
+def decode_beginning(payload: bytes, max_ops: int) -> EntryBeginning:
+    """The entry that `payload` holds, without what follows its first operations, which is not looked at.
+
+    Args:
+        max_ops: at least 1.
+
+    Raises:
+        EntryDamaged: the bytes do not begin as an entry of a known shape does.
+    """
+    unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=len(payload))
+    unpacker.feed(payload)
+    try:
+        if unpacker.read_array_header() != 4:
+            raise EntryDamaged("entry payload is not an array of four")
+        seq, epoch, time_ms = unpacker.unpack(), unpacker.unpack(), unpacker.unpack()
+        count = unpacker.read_array_header()
+        ops = [unpacker.unpack() for _ in range(min(count, max_ops))]
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise EntryDamaged(f"entry payload is not msgpack: {error}") from error
+    if not (_is_u64(seq) and seq > 0 and _is_u64(epoch) and _is_u64(time_ms)):
+        raise EntryDamaged("entry seq, epoch or time is not an unsigned integer in range")
+    if not ops:
+        raise EntryDamaged("entry has no operations")
+    return EntryBeginning(Entry(seq, Epoch(epoch), time_ms, tuple([decode_op(op) for op in ops])), count - len(ops))
 
 
 def decode_op(fields: Any) -> Op:

@@ -106,6 +106,19 @@ class LogTail:
         self._read = (wanted, stretch)
         return stretch
 
+    def newest(self, after_seq: Seq, last_seq: Seq, count: int) -> list[LogRecord]:
+        """The last records up to `last_seq`, of those that come after `after_seq` and are here; at most `count`.
+
+        Unlike `read` it keeps nothing: what replicas asked for last stays at hand.
+        """
+        found: list[LogRecord] = []
+        for group in reversed(self._groups):
+            start, stop = max(0, after_seq + 1 - group.first_seq), max(0, last_seq + 1 - group.first_seq)
+            found[:0] = group.records[start:stop][-count:]
+            if start > 0 or len(found) >= count:
+                break
+        return found[-count:]
+
     def encode(self, records: tuple[LogRecord, ...], max_frame_bytes: int) -> bytes:
         """The ENTRIES frame of some records, encoded once for all replicas that are sent the same."""
         if self._encoded is None or self._encoded[0] is not records:

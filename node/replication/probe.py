@@ -1,4 +1,4 @@
-"""Asking a node who it is and how far it is: one short session of purpose `probe`."""
+"""Asking a node who it is and how far it is, or for its status: one short session of purpose `probe`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,29 @@ import asyncio
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from kvnode.node.config import Address
 from kvnode.node.replication.link import PeerLink
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.fields import ID_BYTES
 from kvnode.protocol.follow import position_of
-from kvnode.protocol.messages import MAX_VERSION, MIN_VERSION, Error, Hello, Message, Purpose, Welcome
+from kvnode.protocol.messages import (
+    MAX_VERSION,
+    MIN_VERSION,
+    Error,
+    Hello,
+    Message,
+    Purpose,
+    Status,
+    StatusResult,
+    Welcome,
+)
 from kvnode.protocol.types import Position
+
+T = TypeVar("T")
 
 #: The largest answer to HELLO: a history of very many reigns.
 _ANSWER_BYTES = 1024 * 1024
@@ -59,22 +74,7 @@ async def probe(address: Address, timeout_s: float, cluster_id: bytes = b"") -> 
     Raises:
         ProbeFailed: see there.
     """
-    asking = _Asking(cluster_id)
-    try:
-        async with asyncio.timeout(timeout_s):
-            await asyncio.get_running_loop().create_connection(
-                lambda: PeerLink(asking, _ANSWER_BYTES, stranger=False), address.host, address.port
-            )
-            return Found(await asking.answer)
-    except TimeoutError:
-        raise ProbeFailed(f"{address} gives no answer within {timeout_s:g} s") from None
-    except OSError as error:
-        raise ProbeFailed(f"cannot connect to {address}: {error.strerror or error}") from None
-    except UnicodeError as error:
-        # So says Python of a name that no host can have.
-        raise ProbeFailed(f"cannot connect to {address}: {error}") from None
-    finally:
-        asking.end()
+    return Found(await _ask(address, timeout_s, _AskingWho(cluster_id)))
 
 
 async def probe_all(
@@ -92,11 +92,39 @@ async def probe_all(
     return dict(zip(wanted, await asyncio.gather(*map(ask, wanted)), strict=True))
 
 
-class _Asking:
+async def ask_status(address: Address, timeout_s: float, cluster_id: bytes) -> dict[str, Any]:
+    """What a node answers to GET /status, asked by the peer protocol.
+
+    Raises:
+        ProbeFailed: as for `probe`.
+    """
+    answer: dict[str, Any] = msgspec.json.decode(await _ask(address, timeout_s, _AskingStatus(cluster_id)))
+    return answer
+
+
+async def _ask(address: Address, timeout_s: float, asking: _Asking[T]) -> T:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.get_running_loop().create_connection(
+                lambda: PeerLink(asking, _ANSWER_BYTES, stranger=False), address.host, address.port
+            )
+            return await asking.answer
+    except TimeoutError:
+        raise ProbeFailed(f"{address} gives no answer within {timeout_s:g} s") from None
+    except OSError as error:
+        raise ProbeFailed(f"cannot connect to {address}: {error.strerror or error}") from None
+    except UnicodeError as error:
+        # So says Python of a name that no host can have.
+        raise ProbeFailed(f"cannot connect to {address}: {error}") from None
+    finally:
+        asking.end()
+
+
+class _Asking(Generic[T]):
     """One probe. Implements `LinkOwner`."""
 
     def __init__(self, cluster_id: bytes) -> None:
-        self.answer: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._cluster_id = cluster_id
         self._link: PeerLink | None = None
 
@@ -125,12 +153,19 @@ class _Asking:
     def frame_received(self, link: PeerLink, message: Message) -> None:
         if self.answer.done():
             return
-        if isinstance(message, Welcome):
-            self.answer.set_result(message)
-        elif isinstance(message, Error):
+        if isinstance(message, Error):
             self.answer.set_exception(ProbeFailed(message.message, message.code))
-        else:
-            self.answer.set_exception(ProbeFailed(f"{message.TYPE.name} came instead of WELCOME"))
+        elif not self._take(link, message):
+            self.answer.set_exception(ProbeFailed(f"{message.TYPE.name} came instead of {self._awaited}"))
+
+    def _take(self, link: PeerLink, message: Message) -> bool:
+        """Take in a frame; returns whether it is one that was to come."""
+        raise NotImplementedError
+
+    @property
+    def _awaited(self) -> str:
+        """The frame that is to come."""
+        return "WELCOME"
 
     def link_drained(self, link: PeerLink) -> None:
         """One small frame is sent."""
@@ -141,3 +176,33 @@ class _Asking:
     def link_lost(self, link: PeerLink, reason: str) -> None:
         if not self.answer.done():
             self.answer.set_exception(ProbeFailed(f"{link.peer}: {reason}"))
+
+
+class _AskingWho(_Asking[Welcome]):
+    """Asks a node who it is."""
+
+    def _take(self, link: PeerLink, message: Message) -> bool:
+        if isinstance(message, Welcome):
+            self.answer.set_result(message)
+            return True
+        return False
+
+
+class _AskingStatus(_Asking[bytes]):
+    """Asks it for its status, once it said who it is."""
+
+    _is_welcome = False
+
+    def _take(self, link: PeerLink, message: Message) -> bool:
+        if isinstance(message, Welcome) and not self._is_welcome:
+            self._is_welcome = True
+            link.send(Status(1))
+            return True
+        if isinstance(message, StatusResult) and self._is_welcome:
+            self.answer.set_result(message.status)
+            return True
+        return False
+
+    @property
+    def _awaited(self) -> str:
+        return "STATUS_RESULT" if self._is_welcome else "WELCOME"

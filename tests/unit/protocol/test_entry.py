@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgpack
 import pytest
 
-from kvnode.protocol.entry import ENTRY_FIRST_BYTE, EntryEncoder, decode_entry, payload_crc
+from kvnode.protocol.entry import ENTRY_FIRST_BYTE, EntryEncoder, decode_beginning, decode_entry, payload_crc
 from kvnode.protocol.errors import EntryDamaged, RemoteProtocolError
 from kvnode.protocol.types import Delete, Entry, Epoch, Put, delete, put
 
@@ -125,3 +125,20 @@ def test_every_flipped_bit_is_damage_or_another_entry() -> None:
         except EntryDamaged:
             continue
         assert decoded != entry
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"seq {entry.seq}")
+@pytest.mark.parametrize("max_ops", [1, 2, 100_000])
+def test_the_beginning_of_an_entry_is_read(entry: Entry, max_ops: int) -> None:
+    beginning, left_out = decode_beginning(EntryEncoder().encode(entry), max_ops)
+    assert beginning == entry._replace(ops=entry.ops[:max_ops])
+    assert len(beginning.ops) + left_out == len(entry.ops)
+    assert all(type(op) is (Put if op.kind == 1 else Delete) for op in beginning.ops)
+
+
+@pytest.mark.parametrize("name", sorted(MALFORMED.keys() - {"followed by more"}))
+def test_a_beginning_that_is_none_is_damage(name: str) -> None:
+    value = MALFORMED[name]
+    payload = value if isinstance(value, bytes) else msgpack.packb(value, use_bin_type=True)
+    with pytest.raises(EntryDamaged):
+        decode_beginning(payload, 100)

@@ -58,6 +58,12 @@ class Model:
             found.append(each)
         return found
 
+    def newest(self, first: int, last: int, count: int) -> list[LogRecord]:
+        kept = self.kept_from
+        if kept is None:
+            return []
+        return self.log[max(first, kept) - self.first_seq : max(0, last + 1 - self.first_seq)][-count:]
+
 
 def group_of(model: Model, sizes: list[int]) -> list[LogRecord]:
     return [record(model.next_seq + number, value=b"x" * size) for number, size in enumerate(sizes)]
@@ -92,6 +98,8 @@ def test_it_holds_what_a_list_holds(data: st.DataObject, keep_bytes: int) -> Non
                 if found is not None:
                     assert found.payload_bytes == payload_bytes(found.records)
                     assert tail.read(first, last, max_bytes) == found
+                count = data.draw(st.integers(1, 8))
+                assert tail.newest(first - 1, last, count) == model.newest(first, last, count)
             case _:
                 assert tail.read(1, 1, 1000) is None
 

@@ -1,0 +1,157 @@
+"""All nodes of a cluster as one of them can show them, for those who watch; a replica asks its primary."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from kvnode.node.config import Address
+from kvnode.node.replication.ports import Shared
+from kvnode.node.replication.probe import ProbeFailed, ask_status
+
+#: How often a primary is asked at most, while somebody watches, and how long it may take to answer.
+_ASK_S = 2.0
+_ANSWER_S = 1.5
+
+#: How old an answer may be that is shown.
+_FRESH_S = 4.5
+
+#: Of a member's line on a primary, what is shown.
+_SHOWN = ("applied_seq", "lag_entries", "lag_s", "retention", "synced_keys")
+
+
+class ClusterPicture:
+    """Draws the lines of the cluster's nodes. Nothing is asked unless it is drawn.
+
+    A node's `state` is one of those that a primary's /status shows for its replicas, or
+
+        reigning     it is the primary and orders writes
+        superseded   it was the primary; a later one has reigned
+        following    it is connected to its primary, which does not say more
+        no_answer    it is the primary, and does not answer
+        unknown      who would know does not answer
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._task: asyncio.Task[None] | None = None
+        self._asked: Address | None = None
+        self._asked_at = float("-inf")
+        self._answer: dict[str, Any] | None = None
+        self._answered_at = float("-inf")
+        #: why there is no answer
+        self._trouble = "it was not asked yet"
+
+    def draw(self, status: dict[str, Any]) -> dict[str, Any]:
+        """The lines, from this node's own /status and what its primary says.
+
+        Returns:
+            ``{"nodes": [...], "source": "self" | "primary"}``; and a `reason`, if this node cannot know better.
+        """
+        primary = status["primary"]
+        if primary is None:
+            if "fenced" in status:
+                return self._own_picture(status, status["fenced"])
+            return {"nodes": self._lines_of_primary(status, self._shared.address), "source": "self"}
+        address = Address.parse(primary["address"])
+        self._ask(address)
+        now = self._shared.loop.time()
+        answer = self._answer
+        if answer is None or now > self._answered_at + _FRESH_S:
+            return self._own_picture(status, f"the primary at {address} does not answer: {self._trouble}")
+        if answer["role"] != "primary" or "fenced" in answer:
+            return self._own_picture(status, f"{answer['name']} at {address} is not the primary any more")
+        nodes = self._lines_of_primary(answer, str(address))
+        if not any(node["is_self"] for node in nodes):
+            nodes.append(self._own_line(status))
+        return {"nodes": nodes, "source": "primary"}
+
+    def stop(self) -> None:
+        """Ask nobody any more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    # ---- asking --------------------------------------------------------------------------------------------------
+
+    def _ask(self, address: Address) -> None:
+        """Have the primary asked, if it is time."""
+        now = self._shared.loop.time()
+        if address != self._asked:
+            self._answer, self._asked, self._asked_at = None, address, float("-inf")
+            self._trouble = "it was not asked yet"
+            self.stop()
+            self._task = None
+        if self._task is None and now >= self._asked_at + _ASK_S:
+            self._asked_at = now
+            self._task = self._shared.loop.create_task(self._take(address))
+
+    async def _take(self, address: Address) -> None:
+        try:
+            answer = await ask_status(address, _ANSWER_S, self._shared.cluster_id)
+            if self._asked == address:
+                self._answer, self._answered_at = answer, self._shared.loop.time()
+        except ProbeFailed as error:
+            if self._asked == address:
+                self._answer, self._trouble = None, error.message
+        finally:
+            if self._asked == address:
+                self._task = None
+
+    # ---- lines ---------------------------------------------------------------------------------------------------
+
+    def _lines_of_primary(self, status: dict[str, Any], address: str) -> list[dict[str, Any]]:
+        """Of a primary and of its replicas, from its status."""
+        own_name = self._shared.identity.name
+        primary = {
+            "name": status["name"],
+            "address": address,
+            "role": "primary",
+            "state": "reigning",
+            "is_self": status["name"] == own_name,
+            "applied_seq": status["applied_seq"],
+        }
+        return [primary] + [
+            {
+                "name": each["name"],
+                "address": each["address"],
+                "role": "replica",
+                "state": each["state"],
+                "is_self": each["name"] == own_name,
+                **{name: each[name] for name in _SHOWN if name in each},
+            }
+            for each in status["replicas"]
+        ]
+
+    def _own_line(self, status: dict[str, Any]) -> dict[str, Any]:
+        primary = status["primary"]
+        line = {
+            "name": status["name"],
+            "address": self._shared.address,
+            "role": status["role"],
+            "is_self": True,
+            "applied_seq": status["applied_seq"],
+        }
+        if primary is None:
+            return line | {"state": "superseded"}
+        state = "full_sync" if "sync" in status else "following" if primary["connected"] else "disconnected"
+        return line | {"state": state, "lag_entries": primary["lag_entries"], "lag_s": primary["lag_s"]}
+
+    def _own_picture(self, status: dict[str, Any], reason: str) -> dict[str, Any]:
+        """What this node knows without its primary."""
+        primary_address = status["primary"]["address"] if status["primary"] is not None else None
+        nodes = []
+        for member in status["members"]:
+            if member["name"] == status["name"]:
+                continue
+            is_primary = member["address"] == primary_address
+            nodes.append(
+                {
+                    "name": member["name"],
+                    "address": member["address"],
+                    "role": "primary" if is_primary else "member",
+                    "state": "no_answer" if is_primary else "unknown",
+                    "is_self": False,
+                }
+            )
+        nodes.sort(key=lambda node: node["role"] != "primary")
+        return {"nodes": [*nodes, self._own_line(status)], "source": "self", "reason": reason}
