@@ -198,5 +198,9 @@ class NodeApi(Protocol):
             NotPrimary, MemberNotFound, MemberConnected.
         """
 
-    def render_metrics(self) -> tuple[str, bytes]:
-        """(Content-Type, body) of GET /metrics in Prometheus' text format."""
+    async def render_metrics(self, accept: str) -> tuple[str, bytes]:
+        """(Content-Type, body) of GET /metrics: Prometheus' text format, or OpenMetrics where `accept` asks for it.
+
+        Args:
+            accept: the request's Accept header; may be empty.
+        """

@@ -29,7 +29,8 @@ class Committed:
         records: the same as the log holds them; at the same index in both.
         closed_segment: whether a log segment was closed, so that a checkpoint is due.
         engine_failure: the entries are durable in the log, but LevelDB failed to take them; None when it did.
-        sync_s: seconds spent in writing and syncing the log.
+        log_bytes: what the entries take in the log.
+        append_s: seconds spent in writing and syncing the log.
         apply_s: seconds spent in LevelDB.
     """
 
@@ -38,7 +39,8 @@ class Committed:
     records: Sequence[LogRecord] = ()
     closed_segment: bool = False
     engine_failure: EngineFailed | EngineClosed | None = None
-    sync_s: float = 0.0
+    log_bytes: int = 0
+    append_s: float = 0.0
     apply_s: float = 0.0
 
 
@@ -97,7 +99,7 @@ class Committer:
     def _store(self, committed: Committed, on_durable: Callable[[], None] | None) -> None:
         """Log and apply the entries, of which there is at least one."""
         last = committed.entries[-1]
-        started_s = self._clock.monotonic_s()
+        started_s, logged_bytes = self._clock.monotonic_s(), self._wal.appended_bytes
         committed.closed_segment = self._wal.append(committed.records)
         self._last_time_ms = max(last.time_ms, self._last_time_ms)
         self._last_position = last.position
@@ -108,7 +110,8 @@ class Committer:
             self._engine.write(committed.entries, synced=self._synced)
         except (EngineFailed, EngineClosed) as error:
             committed.engine_failure = error
-        committed.sync_s = logged_s - started_s
+        committed.log_bytes = self._wal.appended_bytes - logged_bytes
+        committed.append_s = logged_s - started_s
         committed.apply_s = self._clock.monotonic_s() - logged_s
 
     def _evaluate(self, group: Sequence[Sequence[Op]]) -> Committed:

@@ -10,7 +10,14 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Space(NamedTuple):
+    """Of a file system, in bytes; `free_bytes` is what this process may use."""
+
+    size_bytes: int
+    free_bytes: int
 
 
 class File(Protocol):
@@ -70,6 +77,9 @@ class Fs(Protocol):
 
     def sync_directory(self, path: Path) -> None:
         """Return once the directory's entries are on stable storage."""
+
+    def space(self, path: Path) -> Space:
+        """The size of the file system that a path is on, and what of it is free."""
 
 
 class RealFile:
@@ -146,6 +156,10 @@ class RealFs:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def space(self, path: Path) -> Space:
+        found = os.statvfs(path)
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
 
 def read_file(fs: Fs, path: Path) -> bytes:

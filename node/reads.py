@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from kvnode.node.api import Item, KeyRange, ReadResult, Record
 from kvnode.node.applied import AppliedSeq
 from kvnode.node.errors import EngineClosed, EngineFailed, Syncing
+from kvnode.node.metrics import StoreCounters
 from kvnode.node.storage.cache import LruCache
 from kvnode.node.storage.engine import Engine, Scan
 from kvnode.node.worker import Worker
@@ -45,7 +46,9 @@ class PointReads:
         worker: Worker,
         loop: asyncio.AbstractEventLoop,
         engine_failed: Callable[[EngineFailed], None],
+        counters: StoreCounters,
     ) -> None:
+        self._counters = counters
         self._engine = engine
         self._cache = cache
         self._applied = applied
@@ -84,6 +87,7 @@ class PointReads:
         for key in batch:
             self._fills[key] = trip
         keys, engine = list(batch), self._engine
+        self._counters.trip_reads.observe(len(keys))
 
         def found(result: _Found) -> None:
             records, position = result
@@ -153,7 +157,12 @@ class RangeRead:
     """
 
     def __init__(
-        self, engine: Engine, wanted: KeyRange, encode: Callable[[Sequence[Item]], bytes], worker: Worker
+        self,
+        engine: Engine,
+        wanted: KeyRange,
+        encode: Callable[[Sequence[Item]], bytes],
+        worker: Worker,
+        counters: StoreCounters,
     ) -> None:
         self.applied = Position(Epoch(0), 0)
         self.count = 0
@@ -162,6 +171,7 @@ class RangeRead:
         self._wanted = wanted
         self._encode = encode
         self._worker = worker
+        self._counters = counters
         self._scan: Scan | None = None
         self._ended = False
 
@@ -187,6 +197,8 @@ class RangeRead:
             self._ended = True
             raise StopAsyncIteration
         self.count += items
+        self._counters.range_chunks += 1
+        self._counters.range_items += items
         return chunk
 
     async def aclose(self) -> None:

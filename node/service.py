@@ -10,13 +10,11 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from importlib import metadata
 from typing import Any
 
 import uvloop
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from kvnode.node.clock import Clock, RealClock
 from kvnode.node.config import Address, Config
@@ -24,7 +22,7 @@ from kvnode.node.errors import Draining, StorageError, Syncing
 from kvnode.node.eventlog import EventLog, open_event_log
 from kvnode.node.fs import Fs, RealFs
 from kvnode.node.joining import join, later_term
-from kvnode.node.metrics import NodeCollector
+from kvnode.node.measures import NodeMetrics
 from kvnode.node.remedies import directory_remedy, listening_remedy
 from kvnode.node.replication.cluster import Cluster
 from kvnode.node.replication.logtail import LogTail
@@ -208,8 +206,15 @@ class Node:
             joining=joining,
         )
         self.front = RestFront(config, self.cluster, self, log)
-        self._registry = CollectorRegistry()
-        self._registry.register(NodeCollector(self.store.counters, self._gauges, self._counters))
+        self._metrics = NodeMetrics(
+            self._version,
+            self._shared,
+            self.store,
+            self.cluster,
+            self.front,
+            functools.partial(self.check_ready, None),
+            functools.partial(opened.fs.space, config.data),
+        )
 
     def request_stop(self, reason: str) -> None:
         """Begin a clean stop."""
@@ -343,34 +348,8 @@ class Node:
     async def forget(self, name: str) -> None:
         await self.cluster.forget(name)
 
-    def render_metrics(self) -> tuple[str, bytes]:
-        return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self._registry)
-
-    def _counters(self) -> Iterable[tuple[str, str, float]]:
-        store, counters = self.store, self.store.counters
-        yield "kvnode_writes_total", "Writes committed, those without effect included.", counters.writes
-        yield "kvnode_entries_total", "Entries appended to the log.", counters.entries
-        yield "kvnode_commit_failures_total", "Group commits that failed.", counters.commit_failures
-        yield "kvnode_engine_rebuilds_total", "Times LevelDB was reopened after a failure.", counters.engine_rebuilds
-        yield "kvnode_checkpoints_total", "Checkpoints taken while running.", counters.checkpoints
-        yield "kvnode_cache_hits_total", "Reads answered from the cache.", store.cache.hits
-        yield "kvnode_cache_misses_total", "Reads that the cache could not answer.", store.cache.misses
-
-    def _gauges(self) -> Iterable[tuple[str, str, float]]:
-        store = self.store
-        segments = store.wal.segments
-        yield "kvnode_uptime_seconds", "Seconds since the node started.", self._clock.monotonic_s() - self._started_s
-        yield "kvnode_last_seq", "The last entry in the log.", store.wal.last_seq
-        yield "kvnode_applied_seq", "The last published entry.", store.applied.seq
-        yield "kvnode_checkpoint_seq", "LevelDB is durable up to this entry.", store.checkpoint_seq
-        yield "kvnode_epoch_term", "The term of the current epoch.", store.epoch.term
-        yield "kvnode_wal_segments", "Log segments on disk.", len(segments)
-        yield "kvnode_wal_bytes", "Bytes of records in them.", sum(segment.end for segment in segments)
-        yield "kvnode_cache_entries", "Records in the cache.", store.cache.entries
-        yield "kvnode_cache_bytes", "Memory that they take.", store.cache.bytes
-        yield "kvnode_queued_bytes", "Bytes queued for commit.", store.queued_bytes
-        yield from self.cluster.gauges()
-        yield "kvnode_level0_files", "LevelDB's level-0 tables; it blocks writers at 12.", store.level0_files
+    async def render_metrics(self, accept: str) -> tuple[str, bytes]:
+        return await self._metrics.render(accept)
 
 
 def _warn_of_open_doors(config: Config, log: EventLog) -> None:

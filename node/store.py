@@ -21,7 +21,7 @@ import enum
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kvnode.node.api import Acks, Item, KeyRange, RangeStream, ReadResult, ReadToken, Record, WriteResult
 from kvnode.node.applied import AppliedSeq
@@ -43,7 +43,7 @@ from kvnode.node.errors import (
 from kvnode.node.eventlog import EventLog
 from kvnode.node.followers import Followers, Nobody
 from kvnode.node.limits import check_limits
-from kvnode.node.metrics import StoreCounters
+from kvnode.node.metrics import CommitFailure, StoreCounters
 from kvnode.node.reads import PointReads, RangeRead, rebuilding
 from kvnode.node.storage.cache import LruCache
 from kvnode.node.storage.checkpoint import take_checkpoint
@@ -57,6 +57,8 @@ from kvnode.protocol.errors import KvError
 from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.follow import LogExtent
 from kvnode.protocol.types import Entry, History, Op, Position, Put, Seq
+
+T = TypeVar("T")
 
 #: A group stops growing here, so that a queue full of batches does not become one huge log write.
 _GROUP_BYTES = 8 * 1024 * 1024
@@ -166,10 +168,12 @@ class Store:
         self._point_reads = Worker("kvnode-read", loop)
         self._range_reads = (Worker("kvnode-range-0", loop), Worker("kvnode-range-1", loop))
         self._maintenance = Worker("kvnode-maintenance", loop)
-        self._reads = PointReads(storage.engine, self.cache, self._applied, self._point_reads, loop, self.engine_failed)
+        self._reads = PointReads(
+            storage.engine, self.cache, self._applied, self._point_reads, loop, self.engine_failed, self.counters
+        )
         self._committer = self._new_committer()
         self._ranges_begun = 0
-        self._level0_files = 0
+        self._time_syncs()
 
         self._queue: deque[_Write] = deque()
         self._queued_bytes = 0
@@ -195,18 +199,13 @@ class Store:
         """Whether reads are taken, and writes, if this node orders any."""
         return self._state is _State.SERVING and self._held_back is None
 
-    @property
-    def level0_files(self) -> int:
-        """LevelDB's level-0 tables when this was asked last, which is also when they are counted anew.
+    async def look(self, job: Callable[[Engine], T]) -> T:
+        """Run a short look at LevelDB, or at the disk, on the maintenance thread; return or raise what it does.
 
-        Counting them takes LevelDB's own lock, for which the loop must not wait.
+        It waits for a checkpoint or a rebuilding that is under way, and for the disk.
         """
         engine = self._engine
-        self._maintenance.submit(engine.level0_files, self._set_level0_files, lambda _: None)
-        return self._level0_files
-
-    def _set_level0_files(self, count: int) -> None:
-        self._level0_files = count
+        return await self._maintenance.run(lambda: job(engine))
 
     def write(self, ops: Sequence[Op], acks: Acks | None = None) -> asyncio.Future[WriteResult]:
         if self._state is not _State.SERVING:
@@ -242,7 +241,7 @@ class Store:
         self._check_readable()
         worker = self._range_reads[self._ranges_begun % len(self._range_reads)]
         self._ranges_begun += 1
-        stream = RangeRead(self._engine, wanted, encode, worker)
+        stream = RangeRead(self._engine, wanted, encode, worker, self.counters)
         try:
             await stream.open()
             await self._applied.reached(stream.applied.seq)
@@ -394,6 +393,7 @@ class Store:
             self.fail(error)
             raise
         self.wal, self._engine = storage.wal, storage.engine
+        self._time_syncs()
         self.checkpoint_seq = storage.checkpoint_seq
         self._checkpoints.first_seq = 0
         self.use_history(storage.history)
@@ -531,7 +531,7 @@ class Store:
         counters = self.counters
         counters.entries += len(committed.entries)
         if committed.engine_failure is not None:
-            counters.commit_failures += 1
+            counters.commit_failures["engine_failed"] += 1
             self._answer(group, OutcomeUnknown("the write is in the log, but LevelDB failed; read it back to be sure"))
             self._rebuild(committed.engine_failure)
             return
@@ -549,10 +549,15 @@ class Store:
         counters.writes += len(group)
         counters.group_writes.observe(len(group))
         if committed.entries:
-            counters.log_seconds.observe(committed.sync_s)
-            counters.apply_seconds.observe(committed.apply_s)
+            self._count_log(committed)
         if committed.closed_segment:
             self._checkpoints.request()
+
+    def _count_log(self, committed: Committed) -> None:
+        counters = self.counters
+        counters.group_bytes.observe(committed.log_bytes)
+        counters.append_seconds.observe(committed.append_s)
+        counters.apply_seconds.observe(committed.apply_s)
 
     def _publish(self, committed: Committed) -> None:
         """Make a group visible: the cache first, then the applied seq and those who wait for it."""
@@ -585,7 +590,7 @@ class Store:
 
     def _group_failed(self, error: BaseException) -> None:
         group = self._take_group()
-        self.counters.commit_failures += 1
+        self.counters.commit_failures[_kind_of(error)] += 1
         if isinstance(error, StorageFull):
             self._log.warning("storage_full", writes=len(group), reason=error.message)
             self._answer(group, error)
@@ -617,12 +622,12 @@ class Store:
         counters.entries += len(committed.entries)
         if committed.engine_failure is not None:
             # It is in the log, from which the rebuilding brings it to LevelDB: `_rebuild_engine` ends it.
-            counters.commit_failures += 1
+            counters.commit_failures["engine_failed"] += 1
             self._rebuild(committed.engine_failure)
             return
         self._publish(committed)
-        counters.log_seconds.observe(committed.sync_s)
-        counters.apply_seconds.observe(committed.apply_s)
+        counters.group_writes.observe(len(committed.entries))
+        self._count_log(committed)
         self._end_append()
         self._followers.published(committed.entries[0].seq, committed.records)
         if committed.closed_segment:
@@ -630,7 +635,7 @@ class Store:
 
     def _append_failed(self, error: BaseException) -> None:
         self._busy = False
-        self.counters.commit_failures += 1
+        self.counters.commit_failures[_kind_of(error)] += 1
         append, self._append = self._append, None
         self._idle.set()
         if isinstance(error, StorageFull):
@@ -761,6 +766,9 @@ class Store:
         synced = self._config.fsync == "always"
         return Committer(self.wal, self._engine, self.epoch, self._clock, synced=synced)
 
+    def _time_syncs(self) -> None:
+        self.wal.time_syncs(self._clock.monotonic_s, self.counters.sync_seconds.observe)
+
     def fail(self, error: BaseException) -> None:
         """The node cannot go on: nothing that waits is told "not written", and the process will exit."""
         if not self._busy:
@@ -778,3 +786,10 @@ def _is_disk_full(error: BaseException) -> bool:
     if isinstance(error, EngineFailed):
         return error.disk_full
     return isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
+
+
+def _kind_of(error: BaseException) -> CommitFailure:
+    """How the failure of a group that is not in the log, or may not be, is counted."""
+    if isinstance(error, StorageFull):
+        return "disk_full"
+    return "engine_failed" if isinstance(error, EngineFailed | EngineClosed) else "log_failed"

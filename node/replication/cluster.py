@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from kvnode.node.errors import (
     Syncing,
 )
 from kvnode.node.limits import check_limits
+from kvnode.node.metrics import ClusterMeasures
 from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.following import Following
 from kvnode.node.replication.forwarding import Forwarder
@@ -518,23 +519,20 @@ class Cluster:
             status["error"] = {"code": code, "message": message}
         return status
 
-    def gauges(self) -> Iterator[tuple[str, str, float]]:
-        """(name, documentation, value) of what a scrape is told of the cluster."""
+    @property
+    def measures(self) -> ClusterMeasures:
+        """What a scrape is told of the cluster."""
         reign, following = self._reign, self._following
-        lags = reign.lags if reign is not None else []
-        yield "kvnode_reigning", "Whether this node orders writes.", reign is not None
-        yield "kvnode_members", "Members of the cluster.", len(self._members.all)
-        yield "kvnode_replicas_following", "Replicas that catch up or stream.", len(lags)
-        yield "kvnode_replicas_lag_entries", "Entries that the slowest of them lacks.", max(lags, default=0)
-        yield "kvnode_peer_connections", "Open connections of the peer port.", self._listener.connection_count
-        if following is not None:
-            yield "kvnode_primary_connected", "Whether the primary streams to this node.", following.machine.connected
-            yield (
-                "kvnode_primary_lag_entries",
-                "The primary's entries not applied here.",
-                following.lag_entries,
-            )
-            yield "kvnode_primary_lag_seconds", "For how long it has lacked something.", following.lag_s
+        return ClusterMeasures(
+            is_primary=reign is not None,
+            is_fenced=self._superseded_term is not None,
+            members=len(self._members.all),
+            peer_connections=self._listener.connection_count,
+            full_syncs_sent=0 if reign is None else reign.full_syncs_sent,
+            full_syncs_received=self._replica_disk.full_syncs_received,
+            replicas=() if reign is None else reign.measures,
+            primary=None if following is None else following.measures,
+        )
 
     def check_ready(self, max_lag: int | None) -> None:
         """Return if a replica is as near to its primary as is asked for.

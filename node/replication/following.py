@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from kvnode.node.config import Address
 from kvnode.node.errors import StorageFull
+from kvnode.node.metrics import PrimaryMeasures
 from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.ports import Shared
@@ -137,6 +138,15 @@ class Following:
         """Of the primary, as the operator gave it."""
         return str(self._primary)
 
+    @property
+    def measures(self) -> PrimaryMeasures:
+        """What a scrape is told of the primary."""
+        counters = self._shared.counters
+        received_bytes = counters.received_bytes + (0 if self._link is None else self._link.received)
+        return PrimaryMeasures(
+            self.machine.connected, self.lag_entries, self.lag_s, counters.primary_connections, received_bytes
+        )
+
     def published(self, seq: Seq) -> None:
         """Entries became visible here."""
         if seq >= self.machine.primary_seq:
@@ -171,6 +181,7 @@ class Following:
     def link_lost(self, link: PeerLink, reason: str) -> None:
         if link is self._link:
             self._link = None
+            self._shared.counters.received_bytes += link.received
             self._step(Disconnected(reason, secrets.randbits(32)))
 
     # ---- the machine ---------------------------------------------------------------------------------------------
@@ -255,6 +266,7 @@ class Following:
             return
         self._connecting = None
         self._link = link
+        shared.counters.primary_connections += 1
         self._step(Connected())
 
     def _close(self, reason: str, *, abort: bool) -> None:

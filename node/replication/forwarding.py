@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from kvnode.node.api import Acks, WriteResult
 from kvnode.node.config import Address
 from kvnode.node.errors import NoPrimary, OutcomeUnknown, Overloaded, ReplicationTimeout, error_of_code
+from kvnode.node.metrics import ForwardOutcome
 from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.following import replica_hello
 from kvnode.node.replication.link import PeerLink
@@ -50,11 +51,20 @@ class _Forwarded:
         timeout_s: what the client gave it.
         result: the primary's answer, once there.
         reached: resolves when it is applied here; once there.
+        count: called once, with what became of it.
     """
 
-    __slots__ = ("answer_by", "future", "reached", "result", "size", "timeout_s", "visible_by")
+    __slots__ = ("answer_by", "count", "future", "reached", "result", "size", "timeout_s", "visible_by")
 
-    def __init__(self, future: asyncio.Future[WriteResult], size: int, timeout_s: float, now: float) -> None:
+    def __init__(
+        self,
+        future: asyncio.Future[WriteResult],
+        size: int,
+        timeout_s: float,
+        now: float,
+        count: Callable[[ForwardOutcome], None],
+    ) -> None:
+        self.count = count
         self.future = future
         self.size = size
         self.timeout_s = timeout_s
@@ -65,11 +75,13 @@ class _Forwarded:
 
     def succeed(self, result: WriteResult) -> None:
         """Tell the client what came of it."""
+        self.count("ok")
         if not self.future.done():
             self.future.set_result(result)
 
     def fail(self, error: KvError) -> None:
         """Tell the client that it failed, or that nobody knows."""
+        self.count(_outcome_of(error))
         if not self.future.done():
             self.future.set_exception(error)
             # The client may have left: an answer that nobody fetches is no event.
@@ -138,7 +150,13 @@ class Forwarder:
         self._next_id += 1
         future: asyncio.Future[WriteResult] = self._loop.create_future()
         link.send(Write(request_id, tuple(ops), acks.count, min(U32_MAX, int(acks.timeout_s * 1000))))
-        self._sent[request_id] = _Forwarded(future, size, acks.timeout_s, self._loop.time())
+        clock, counters = self._shared.clock, self._shared.counters
+        began_s = clock.monotonic_s()
+
+        def count(outcome: ForwardOutcome) -> None:
+            counters.forwarded_write(outcome, clock.monotonic_s() - began_s)
+
+        self._sent[request_id] = _Forwarded(future, size, acks.timeout_s, self._loop.time(), count)
         self._sent_bytes += size
         return future
 
@@ -309,6 +327,12 @@ def _decode_fields(encoded: bytes | None) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
+
+
+def _outcome_of(error: KvError) -> ForwardOutcome:
+    if isinstance(error, OutcomeUnknown):
+        return "unknown"
+    return "timeout" if isinstance(error, ReplicationTimeout) else "refused"
 
 
 def _unanswered(reason: str) -> OutcomeUnknown:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kvnode.node.api import Acks, WriteResult
 from kvnode.node.clock import Clock
 from kvnode.node.config import Config
 from kvnode.node.eventlog import EventLog
+from kvnode.node.metrics import ReplicationCounters
 from kvnode.node.replication.logtail import LogTail
 from kvnode.node.storage.datadir import Identity, StateFiles
 from kvnode.node.storage.engine import RecordScan
@@ -118,6 +119,7 @@ class Shared:
         disk: the thread for small files and for what a full sync stores here.
         log_reads: the thread that reads the log for replicas.
         snapshot_reads: the thread that reads snapshots for them.
+        counters: of what it does as a replica.
     """
 
     config: Config
@@ -133,6 +135,7 @@ class Shared:
     log_reads: Worker
     snapshot_reads: Worker
     address: str = ""
+    counters: ReplicationCounters = field(default_factory=ReplicationCounters)
 
     @property
     def node_id(self) -> bytes:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kvnode.node.api import Acks, WriteResult
 from kvnode.node.errors import MemberConnected, MemberNotFound, NotEnoughReplicas, NotPrimary
+from kvnode.node.metrics import ReplicaMeasures
 from kvnode.node.replication.acks import AckGate
 from kvnode.node.replication.alarm import Alarm
 from kvnode.node.replication.feed import FeedSession
@@ -46,6 +48,14 @@ class _LastKnown(NamedTuple):
     applied_seq: Seq
 
 
+@dataclass(slots=True)
+class _Traffic:
+    """What this reign counts of one replica: sessions that began, and bytes sent in those that are over."""
+
+    sessions: int = 0
+    sent_bytes: int = 0
+
+
 class Reign:
     """One reign of this node, from its beginning to its end. Lives on the event loop; implements `FeedOwner`.
 
@@ -68,6 +78,7 @@ class Reign:
         self._acks = AckGate(shared.loop)
         self._feeds: dict[bytes, FeedSession] = {}
         self._last_known: dict[bytes, _LastKnown] = {}
+        self._traffic: dict[bytes, _Traffic] = {}
         self._lag_watch = LagWatch(shared.loop.time())
         self._permitted: FeedSession | None = None
         self._permit_queue: deque[FeedSession] = deque()
@@ -159,6 +170,7 @@ class Reign:
             pinned_seq=self.pins.pinned_seq(node_id),
         )
         feed = self._feeds[node_id] = FeedSession(shared, self, link, machine, hello.boot_id)
+        self._traffic.setdefault(node_id, _Traffic()).sessions += 1
         shared.log.info("replica_connected", name=hello.name, address=link.peer)
         return feed
 
@@ -214,6 +226,9 @@ class Reign:
         node_id = machine.member.node_id
         if self._feeds.get(node_id) is feed:
             del self._feeds[node_id]
+            if node_id in self._traffic:
+                # Else it was forgotten as it came.
+                self._traffic[node_id].sent_bytes += feed.link.written
             if machine.subscribed:
                 self._last_known[node_id] = _known_of(feed)
         self._progress.set()
@@ -245,6 +260,7 @@ class Reign:
         self.pins.unpin(member.node_id)
         self._acks.forget(member.node_id)
         self._last_known.pop(member.node_id, None)
+        self._traffic.pop(member.node_id, None)
         self._lag_watch.forget(member.node_id)
         feed = self._feeds.get(member.node_id)
         if feed is not None:
@@ -320,10 +336,25 @@ class Reign:
     # ---- what is told of it --------------------------------------------------------------------------------------
 
     @property
-    def lags(self) -> list[int]:
-        """Of each replica that follows, how many entries it lacks."""
-        seq = self._shared.store.applied.seq
-        return [max(0, seq - feed.machine.acked_seq) for feed in self._feeds.values() if feed.machine.live]
+    def measures(self) -> list[ReplicaMeasures]:
+        """What a scrape is told of each replica that is a member; of one that is about to be, nothing yet."""
+        own_id = self._shared.node_id
+        return [self._measures_of(member) for member in self._members.all if member.node_id != own_id]
+
+    def _measures_of(self, member: Member) -> ReplicaMeasures:
+        shared, last = self._shared, self._known(member)
+        feed = self._feeds.get(member.node_id)
+        traffic = self._traffic.get(member.node_id) or _Traffic()
+        return ReplicaMeasures(
+            name=member.name,
+            state=ReplicaState.DISCONNECTED if feed is None else feed.machine.state,
+            sent_seq=last.sent_seq,
+            acked_seq=last.acked_seq,
+            lag_entries=max(0, shared.store.applied.seq - last.acked_seq),
+            lag_s=None if feed is None else feed.machine.lag_s(shared.loop.time()),
+            sessions=traffic.sessions,
+            sent_bytes=traffic.sent_bytes + (0 if feed is None else feed.link.written),
+        )
 
     def status_of_replicas(self) -> list[dict[str, Any]]:
         """The member `replicas` of /status: all members but this node, connected or not."""

@@ -25,6 +25,7 @@ import fcntl
 import socket
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
@@ -61,6 +62,7 @@ class Connection(RequestHandler):
         "_linger_timeout_s",
         "_log",
         "_lost",
+        "_on_malformed",
         "_stall_timeout_s",
         "_writable",
         "is_answered",
@@ -77,11 +79,13 @@ class Connection(RequestHandler):
         stamp: DateStamp,
         stall_timeout_s: float,
         linger_timeout_s: float,
+        on_malformed: Callable[[], None],
         **limits: Any,
     ) -> None:
         """Serve one client.
 
         Args:
+            on_malformed: told of each input that is no HTTP.
             stall_timeout_s: how long a client may take nothing of its answer.
             linger_timeout_s: how long what follows a refused body or malformed input is read and thrown away.
             limits: further settings of aiohttp's `RequestHandler`.
@@ -93,6 +97,7 @@ class Connection(RequestHandler):
         self._log = log
         self._stall_timeout_s = stall_timeout_s
         self._linger_timeout_s = linger_timeout_s
+        self._on_malformed = on_malformed
         self._is_discarding = False
         self._is_ending = False
         self._half_closed = False
@@ -218,6 +223,7 @@ class Connection(RequestHandler):
     ) -> Any:
         """The answer to malformed HTTP; and to an error that the handler let through, which would be a bug."""
         if isinstance(exc, HttpProcessingError):
+            self._on_malformed()
             return error_response(InvalidRequest(None, _describe(exc)))
         self._log.error("request_failed", exc)
         return error_response(Internal("the node failed to answer this request; its log says why"))

@@ -12,6 +12,7 @@ from kvnode.node.api import NodeApi, StoreApi
 from kvnode.node.clock import Clock, RealClock
 from kvnode.node.config import Address, Config
 from kvnode.node.eventlog import EventLog
+from kvnode.node.metrics import RequestCounters
 from kvnode.node.rest.cluster import ClusterRoutes
 from kvnode.node.rest.connection import Connection
 from kvnode.node.rest.errors import ANSWERABLE, answerable
@@ -21,7 +22,7 @@ from kvnode.node.rest.ranges import RangeRoutes
 from kvnode.node.rest.reads import ReadRoutes
 from kvnode.node.rest.receive import BodyReceiver
 from kvnode.node.rest.request import Request
-from kvnode.node.rest.response import DateStamp, error_response
+from kvnode.node.rest.response import DateStamp, ErrorResponse, error_response
 from kvnode.node.rest.routes import Answer, Routes
 from kvnode.node.rest.writes import WriteRoutes
 from kvnode.protocol.errors import KvError
@@ -46,7 +47,11 @@ _OTHERS_IN_A_LINE_BYTES = 4096
 
 
 class RestFront:
-    """Serves REST for one store. Lives on one event loop."""
+    """Serves REST for one store. Lives on one event loop.
+
+    Attributes:
+        counters: of the requests.
+    """
 
     def __init__(
         self,
@@ -75,7 +80,9 @@ class RestFront:
         self._stall_timeout_s = stall_timeout_s
         self._linger_timeout_s = linger_timeout_s
         self._max_line_bytes = _KEYS_IN_A_LINE * 3 * config.max_key_bytes + _OTHERS_IN_A_LINE_BYTES
-        self._stamp = DateStamp(clock or RealClock())
+        clock = clock or RealClock()
+        self._now_s = clock.monotonic_s
+        self._stamp = DateStamp(clock)
         self._bodies = BodyReceiver(config.max_body_bytes, config.max_queued_bytes, body_timeout_s)
         self._routes = Routes(
             WriteRoutes(store, self._bodies, config.max_batch_items).table,
@@ -85,6 +92,7 @@ class RestFront:
             ClusterRoutes(node, self._bodies).table,
             PageRoutes().table,
         )
+        self.counters = RequestCounters(self._routes.paths)
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None
 
@@ -117,6 +125,7 @@ class RestFront:
                 stamp=self._stamp,
                 stall_timeout_s=self._stall_timeout_s,
                 linger_timeout_s=self._linger_timeout_s,
+                on_malformed=self._count_malformed,
                 keepalive_timeout=self._keepalive_timeout_s,
                 max_line_size=self._max_line_bytes,
                 auto_decompress=False,
@@ -162,12 +171,20 @@ class RestFront:
         return [] if self._server is None else cast("list[Connection]", self._server.connections)
 
     async def _handle(self, request: Request) -> Answer:
+        began_s = self._now_s()
         try:
-            return await self._routes.find(request)(request)
+            answer = await self._routes.find(request)(request)
         except Exception as error:
             if not isinstance(error, ANSWERABLE):
                 self._report(error, request)
-            return error_response(answerable(error))
+            answer = error_response(answerable(error))
+        self.counters.answered(request.route, answer.status, self._now_s() - began_s)
+        if isinstance(answer, ErrorResponse):
+            self.counters.refused(request.route, answer.code)
+        return answer
+
+    def _count_malformed(self) -> None:
+        self.counters.malformed += 1
 
     def _report(self, error: Exception, request: Request) -> None:
         """Log an error that is not the client's; with a traceback only if nobody raised it on purpose."""

@@ -8,7 +8,7 @@ from aiohttp import hdrs
 from kvnode.node.api import NodeApi
 from kvnode.node.rest.params import LAG_PARAMETERS, NO_PARAMETERS, parse_max_lag, parse_query
 from kvnode.node.rest.request import Request
-from kvnode.node.rest.response import JSON_TYPE, Response
+from kvnode.node.rest.response import JSON_TYPE, VARY_ACCEPT, Response
 from kvnode.node.rest.routes import Table
 
 
@@ -62,10 +62,11 @@ class OperatingRoutes:
         return _ok()
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus' text format."""
+        """Prometheus' text format, or OpenMetrics."""
         parse_query(request.query, NO_PARAMETERS)
-        content_type, body = self._node.render_metrics()
-        return Response(200, b"Content-Type: %b\r\n" % content_type.encode("ascii"), body)
+        accept = ",".join(request.message.headers.getall(hdrs.ACCEPT, ()))
+        content_type, body = await self._node.render_metrics(accept)
+        return Response(200, b"Content-Type: %b\r\n" % content_type.encode("ascii") + VARY_ACCEPT, body)
 
 
 def _ok() -> Response:

@@ -26,9 +26,10 @@ class Request:
         connection: where it came from.
         path: the target's path, as sent; set when its route is looked up.
         query: the target's query, as sent, without the question mark; likewise.
+        route: the path of its route, as in the front's tables; likewise. Empty where there is none.
     """
 
-    __slots__ = ("_task", "connection", "message", "path", "payload", "query")
+    __slots__ = ("_task", "connection", "message", "path", "payload", "query", "route")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Request:
         self._task = task
         self.path = ""
         self.query = ""
+        self.route = ""
         connection.receiving = payload
         connection.is_answered = False
 

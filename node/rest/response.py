@@ -132,6 +132,21 @@ class Response:
             await connection.linger()
 
 
+class ErrorResponse(Response):
+    """An answer that is an error.
+
+    Attributes:
+        code: of the error.
+    """
+
+    __slots__ = ("code",)
+
+    def __init__(self, error: KvError, lines: bytes) -> None:
+        """The answer to `error`, whose code has a status."""
+        super().__init__(STATUS_OF_CODE[error.code], JSON_TYPE + lines, error_body(error))
+        self.code = error.code
+
+
 class Parts(Protocol):
     """A body that is made while it is sent. Close it in any case."""
 
@@ -151,8 +166,11 @@ class StreamedResponse:
     If a part cannot be had or sent, the connection is reset: the answer never looks whole.
 
     Attributes:
+        status: of HTTP.
         keep_alive: after `write_eof`: whether the connection goes on.
     """
+
+    status = 200
 
     __slots__ = ("_lines", "_on_broken", "_parts", "_request", "keep_alive")
 
@@ -219,7 +237,7 @@ class StreamedResponse:
         _write(connection.transport, pending)
 
 
-def error_response(error: KvError, lines: bytes = b"") -> Response:
+def error_response(error: KvError, lines: bytes = b"") -> ErrorResponse:
     """The answer that an error makes.
 
     Args:
@@ -230,7 +248,7 @@ def error_response(error: KvError, lines: bytes = b"") -> Response:
         lines += b"Retry-After: %d\r\n" % error.retry_after_s
     elif isinstance(error, MethodNotAllowed):
         lines += b"Allow: %b\r\n" % ", ".join(error.allow).encode()
-    return Response(STATUS_OF_CODE[error.code], JSON_TYPE + lines, error_body(error))
+    return ErrorResponse(error, lines)
 
 
 def _connection_line(request: Request, keep_alive: bool) -> bytes:

@@ -18,6 +18,17 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Answer]]
 Table: TypeAlias = Mapping[str, Mapping[str, Handler]]
 
 
+#: What stands behind the path of a route that is for all that begin with it.
+_PLACEHOLDERS = {"/read/": "{key}", "/assets/": "{file}"}
+
+
+def template_of(path: str) -> str:
+    """How a table's path is written where people read it; of the empty path, which is of no route, "none"."""
+    if not path:
+        return "none"
+    return path + _PLACEHOLDERS.get(path, "{rest}") if path.endswith("/") and path != "/" else path
+
+
 class Routes:
     """Finds the handler of a request."""
 
@@ -38,7 +49,7 @@ class Routes:
         return frozenset((*self._exact, *self._below))
 
     def find(self, request: Request) -> Handler:
-        """The handler for a request, whose `path` and `query` are set on the way.
+        """The handler for a request, whose `path`, `query` and `route` are set on the way.
 
         Raises:
             RouteNotFound, MethodNotAllowed, InvalidRequest.
@@ -47,13 +58,15 @@ class Routes:
         if not target.startswith("/") or "#" in target:
             target = origin_form(target)
         path, _, request.query = target.partition("?")
-        request.path = path
-        methods = self._exact.get(path)
+        request.path = route = path
+        methods = self._exact.get(route)
         if methods is None:
             # The part up to the second slash, that included.
-            methods = self._below.get(path[: path.find("/", 1) + 1])
+            route = path[: path.find("/", 1) + 1]
+            methods = self._below.get(route)
             if methods is None:
                 raise RouteNotFound(f"no route {path[:100]!a}")
+        request.route = route
         handler = methods.get(request.message.method)
         if handler is None:
             raise MethodNotAllowed(request.message.method, tuple(sorted(methods)))

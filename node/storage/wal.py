@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,7 +67,11 @@ class WalOptions:
 
 
 class Wal:
-    """The log, opened for appending. One thread appends; another may sync, drop segments and ask for sizes."""
+    """The log, opened for appending. One thread appends; another may sync, drop segments and ask for sizes.
+
+    Attributes:
+        appended_bytes: what was appended since it was opened.
+    """
 
     def __init__(
         self, fs: Fs, directory: Path, cluster_id: bytes, options: WalOptions, segments: Sequence[Segment]
@@ -90,6 +94,9 @@ class Wal:
         #: Whether everything before the end is durable, which the next record's mark will say.
         self._all_durable = True
         self._failure: LogFailed | None = None
+        self.appended_bytes = 0
+        self._now_s: Callable[[], float] | None = None
+        self._observe_sync: Callable[[float], None] = lambda _: None
         # Guards the segment list. Held for moments only: the event loop asks for the list too.
         self._lock = threading.Lock()
         # Guards the tail's file against being closed or synced by two threads at a time. Taken before the other one.
@@ -175,7 +182,17 @@ class Wal:
             self._sync_tail()
             self._all_durable = True
         self._tail = replace(self._tail, last_seq=self._tail.last_seq + len(records), end=self._tail.end + size)
+        self.appended_bytes += size
         return closed
+
+    def time_syncs(self, now_s: Callable[[], float], observe: Callable[[float], None]) -> None:
+        """Have each sync of the tail timed from now on.
+
+        Args:
+            now_s: a clock.
+            observe: told the seconds of each that succeeded; on the thread that syncs, one call at a time.
+        """
+        self._now_s, self._observe_sync = now_s, observe
 
     def sync(self) -> None:
         """Make everything appended before the call durable.
@@ -294,10 +311,14 @@ class Wal:
         with self._file_lock:
             if self._failure is not None:
                 raise self._failure
+            now_s = self._now_s
+            began_s = 0.0 if now_s is None else now_s()
             try:
                 self._file.sync()
             except OSError as error:
                 raise self._fail("syncing the log", error) from error
+            if now_s is not None:
+                self._observe_sync(now_s() - began_s)
 
     def _undo(self, error: OSError) -> StorageFull | LogFailed:
         """After a failed write: what to raise, with nothing of the group left in the log if that is `StorageFull`."""

@@ -227,10 +227,10 @@ def test_metrics_of_a_running_node(node: NodeProcess) -> None:
     values = dict(line.rsplit(" ", 1) for line in text.decode().splitlines() if not line.startswith("#"))
     assert float(values["kvnode_writes_total"]) == 2
     assert float(values["kvnode_entries_total"]) == 1
-    assert float(values["kvnode_applied_seq"]) == float(values["kvnode_last_seq"]) == 1
+    assert float(values["kvnode_applied_seq"]) == float(values["kvnode_wal_last_seq"]) == 1
     assert float(values["kvnode_cache_hits_total"]) == 1
     assert float(values["kvnode_epoch_term"]) == 1
-    assert float(values["kvnode_log_append_seconds_count"]) == 1
+    assert float(values["kvnode_wal_append_duration_seconds_count"]) == 1
 
 
 # ---- stopping under load ---------------------------------------------------------------------------------------

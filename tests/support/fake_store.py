@@ -184,12 +184,14 @@ class FakeNode:
         ready_error: raised by `check_ready`, if set.
         role: "primary" or "replica".
         lags: what `check_ready` was asked.
+        accepts: what `render_metrics` was.
     """
 
     def __init__(self) -> None:
         self.ready_error: Exception | None = None
         self.role = "primary"
         self.lags: list[int | None] = []
+        self.accepts: list[str] = []
 
     def status(self) -> dict[str, Any]:
         return {"name": "fake", "role": self.role, "epoch": str(EPOCH), "replicas": [], "primary": None}
@@ -203,5 +205,6 @@ class FakeNode:
         if role != self.role:
             raise (NotPrimary if role == "primary" else NotReplica)(f"this node is a {self.role}")
 
-    def render_metrics(self) -> tuple[str, bytes]:
+    async def render_metrics(self, accept: str) -> tuple[str, bytes]:
+        self.accepts.append(accept)
         return "text/plain; version=0.0.4; charset=utf-8", b"kvnode_up 1\n"

@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
+from kvnode.node.fs import Space
 from support.crash_plan import DROPPED, Call, CrashPlan, Interruption, Survival, SurvivalMode
 from support.memory_nodes import DirectoryNode, FileNode, Journal, Link, NameChange, Node, Resize, Write, tear
 
@@ -245,6 +246,13 @@ class MemoryDisk:
                 # Unlike a file's data, names are not forgotten: a file system that cannot write its journal stops.
                 raise interruption.exception()
             self._journal.sync(directory)
+
+    def space(self, path: Path) -> Space:
+        with self.plan.lock:
+            self.plan.check_alive()
+            self._find(path, DirectoryNode)
+            free_bytes = 1 << 40 if self.free_bytes is None else self.free_bytes
+            return Space(self._used_bytes + free_bytes, free_bytes)
 
     # ---- the next boot -------------------------------------------------------------------------------------
 

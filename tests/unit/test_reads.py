@@ -11,6 +11,7 @@ import pytest
 from kvnode.node.api import Item, KeyRange, ReadResult, Record
 from kvnode.node.applied import AppliedSeq
 from kvnode.node.errors import EngineClosed, EngineFailed, NotCaughtUp, RecordDamaged, Syncing
+from kvnode.node.metrics import StoreCounters
 from kvnode.node.reads import PointReads, RangeRead
 from kvnode.node.storage.cache import LruCache
 from kvnode.node.worker import Worker
@@ -36,7 +37,10 @@ class Rig:
         self.applied = AppliedSeq(0, loop)
         self.worker = Worker("kvnode-test", loop)
         self.failures: list[EngineFailed] = []
-        self.reads = PointReads(self.engine, self.cache, self.applied, self.worker, loop, self.failures.append)
+        self.counters = StoreCounters()
+        self.reads = PointReads(
+            self.engine, self.cache, self.applied, self.worker, loop, self.failures.append, self.counters
+        )
         self.seq = 0
         self.trips: list[list[bytes]] = []
         self.watch(self.engine)
@@ -327,7 +331,7 @@ async def chunks(stream: RangeRead) -> list[bytes]:
 
 
 def new_range(rig: Rig, encoder: Any = encode, **wanted: Any) -> RangeRead:
-    return RangeRead(rig.engine, KeyRange(**wanted), encoder, rig.worker)
+    return RangeRead(rig.engine, KeyRange(**wanted), encoder, rig.worker, rig.counters)
 
 
 async def test_a_range_in_chunks(rig: Rig) -> None:

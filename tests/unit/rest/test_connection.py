@@ -361,6 +361,7 @@ def make_connection(transport: StubTransport, log: TracedEvents) -> Connection:
         stamp=DateStamp(RealClock()),
         stall_timeout_s=0.01,
         linger_timeout_s=0.01,
+        on_malformed=lambda: None,
     )
     connection.connection_made(transport)
     return connection

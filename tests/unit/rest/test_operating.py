@@ -19,9 +19,10 @@ async def test_status(rig: RestRig) -> None:
 
 
 async def test_metrics(rig: RestRig) -> None:
-    answer = await rig.ask("GET", "/metrics")
+    answer = await rig.ask("GET", "/metrics", Accept="text/x")
     assert answer.status == 200
-    assert (answer.headers["content-type"], answer.body) == rig.node.render_metrics()
+    assert rig.node.accepts == ["text/x"]
+    assert (answer.headers["content-type"], answer.body) == await rig.node.render_metrics("")
 
 
 async def test_health_is_about_the_process_alone(rig: RestRig) -> None:
