@@ -30,7 +30,8 @@ MAX_WAIT_S = 3600.0
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _COUNT = re.compile(r"[0-9]{1,20}")
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
+#: Whatever programs print for a number of a sensible size: 2.5, 0.30000000000000004, 1e-07.
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,25})?([eE][+-]?[0-9]{1,3})?")
 _U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 #: How much of a client's text an error message repeats.
 _SHOWN_CHARS = 100
