@@ -20,7 +20,7 @@ _JS = "text/javascript; charset=utf-8"
 _SVG = "image/svg+xml"
 
 #: A page is asked for anew each time, which costs a 304; a bundle has its version in its name.
-_REVALIDATED = "no-cache"
+REVALIDATED = "no-cache"
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 
@@ -46,23 +46,30 @@ class Asset:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
+    """Where an asset comes from.
+
+    Attributes:
+        content_type: of the asset, like the next.
+        read: gives the body; may block.
+    """
+
     content_type: str
     cache_control: str
     read: Callable[[], bytes]
 
 
-def _page(name: str, content_type: str) -> _Source:
-    return _Source(content_type, _REVALIDATED, (resources.files(__package__) / "static" / name).read_bytes)
+def _page(name: str, content_type: str) -> Source:
+    return Source(content_type, REVALIDATED, (resources.files(__package__) / "static" / name).read_bytes)
 
 
-def _carried(distribution: str, path: str, content_type: str) -> _Source:
+def _carried(distribution: str, path: str, content_type: str) -> Source:
     """A file of an installed distribution."""
 
     def read() -> bytes:
         return Path(str(metadata.distribution(distribution).locate_file(path))).read_bytes()
 
-    return _Source(content_type, _FOR_EVER, read)
+    return Source(content_type, _FOR_EVER, read)
 
 
 #: The pages, by path.
@@ -85,8 +92,8 @@ FILES = {
 }
 
 
-def load(source: _Source) -> Asset:
-    """Read a file and compress it; slow, and blocks.
+def load(source: Source) -> Asset:
+    """Read or make a file, and compress it; slow, and blocks.
 
     Raises:
         FileNotFoundError: it is not installed.

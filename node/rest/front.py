@@ -16,6 +16,7 @@ from kvnode.node.metrics import RequestCounters
 from kvnode.node.rest.cluster import ClusterRoutes
 from kvnode.node.rest.connection import Connection
 from kvnode.node.rest.errors import ANSWERABLE, answerable
+from kvnode.node.rest.openapi import document_source
 from kvnode.node.rest.operating import OperatingRoutes
 from kvnode.node.rest.pages import PageRoutes
 from kvnode.node.rest.ranges import RangeRoutes
@@ -90,7 +91,7 @@ class RestFront:
             RangeRoutes(store, config.max_key_bytes, self._report_broken).table,
             OperatingRoutes(node).table,
             ClusterRoutes(node, self._bodies).table,
-            PageRoutes().table,
+            PageRoutes({"/openapi.json": document_source(config)}).table,
         )
         self.counters = RequestCounters(self._routes.paths)
         self._server: web.Server | None = None

@@ -1,13 +1,14 @@
-"""GET /, /docs and /assets/...: the dashboard, the API page, and what they are made of; nothing from elsewhere."""
+"""GET /, /docs, /assets/... and what is made at run time: the pages, and their files; nothing from elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from aiohttp import hdrs
 
 from kvnode.node.errors import RouteNotFound
-from kvnode.node.rest.assets import FILES, PAGES, Asset, load
+from kvnode.node.rest.assets import FILES, PAGES, Asset, Source, load
 from kvnode.node.rest.params import NO_PARAMETERS, parse_query
 from kvnode.node.rest.reads import names_etag
 from kvnode.node.rest.request import Request
@@ -28,15 +29,21 @@ _POLICY = (
 
 
 class PageRoutes:
-    """The handlers of what browsers show. A file is read and compressed when it is first asked for."""
+    """The handlers of what browsers show. A file is read or made, and compressed, when it is first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, made: Mapping[str, Source]) -> None:
+        """Serve the pages and their files.
+
+        Args:
+            made: by path, what is no file of a package.
+        """
+        self._pages = {**PAGES, **made}
         self._loading: dict[str, asyncio.Future[Asset]] = {}
 
     @property
     def table(self) -> Table:
         """The routes."""
-        return {path: {hdrs.METH_GET: self.page} for path in PAGES} | {_ASSETS: {hdrs.METH_GET: self.asset}}
+        return {path: {hdrs.METH_GET: self.page} for path in self._pages} | {_ASSETS: {hdrs.METH_GET: self.asset}}
 
     async def page(self, request: Request) -> Response:
         """A page."""
@@ -65,7 +72,7 @@ class PageRoutes:
     async def _load(self, path: str) -> Asset:
         loading = self._loading.get(path)
         if loading is None or (loading.done() and (loading.cancelled() or loading.exception() is not None)):
-            source = PAGES[path] if path in PAGES else FILES[path.removeprefix(_ASSETS)]
+            source = self._pages.get(path) or FILES[path.removeprefix(_ASSETS)]
             loading = self._loading[path] = asyncio.get_running_loop().run_in_executor(None, load, source)
         # One request that is cancelled must not take the file from the others.
         return await asyncio.shield(loading)
