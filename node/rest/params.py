@@ -27,6 +27,9 @@ NO_PARAMETERS: frozenset[str] = frozenset()
 #: The longest that a client may ask to wait, in seconds.
 MAX_WAIT_S = 3600.0
 
+#: The most replicas that a write may ask for: a frame of the peer protocol can say no more.
+MAX_ACKS = 0xFFFF_FFFF
+
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _COUNT = re.compile(r"[0-9]{1,20}")
@@ -100,7 +103,7 @@ def parse_acks(query: Query) -> Acks | None:
     timeout_s = _seconds(query, "ack_timeout", Acks().timeout_s)
     if query.get("acks") == "majority":
         return Acks(None, timeout_s)
-    count = _count(query, "acks", "a number of replicas, or majority")
+    count = _count(query, "acks", "a number of replicas, or majority", MAX_ACKS)
     return Acks(count or 0, timeout_s)
 
 
@@ -185,11 +188,11 @@ def _check_key(key: bytes, name: str, max_key_bytes: int) -> bytes:
     return key
 
 
-def _count(query: Query, name: str, what: str) -> int | None:
+def _count(query: Query, name: str, what: str, maximum: int = _U64_MAX) -> int | None:
     if name not in query:
         return None
     text = query[name]
-    if _COUNT.fullmatch(text) is None or int(text) > _U64_MAX:
+    if _COUNT.fullmatch(text) is None or int(text) > maximum:
         raise InvalidRequest(name, f"{name} must be {what}, got {text[:_SHOWN_CHARS]!a}")
     return int(text)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvnode.node.api import Acks, ReadToken
 from kvnode.node.config import Config
-from kvnode.node.rest.params import MAX_WAIT_S
+from kvnode.node.rest.params import MAX_ACKS, MAX_WAIT_S
 
 _U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 _SEQ = {"type": "integer", "minimum": 0, "maximum": _U64_MAX}
@@ -32,7 +32,10 @@ def parameters(config: Config) -> dict[str, Any]:
             "How many replicas besides the primary must hold the write durably before it is answered; `majority`: so "
             "many that they are, with the primary, more than half of the members. If fewer follow, nothing is written, "
             "and 503 `not_enough_replicas` says so at once.",
-            {"anyOf": [_SEQ, {"const": "majority"}], "default": Acks().count},
+            {
+                "anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_ACKS}, {"const": "majority"}],
+                "default": Acks().count,
+            },
         ),
         "ack_timeout": _query(
             "How long the answer may wait, in seconds, for these replicas, and on a replica until the write is applied "

@@ -269,6 +269,7 @@ def test_acks_and_lag() -> None:
     assert parse_acks({}) is None
     assert parse_acks(parse_query("acks=3&ack_timeout=0.5", WRITE_PARAMETERS)) == Acks(3, 0.5)
     assert parse_acks(parse_query("acks=majority", WRITE_PARAMETERS)) == Acks(None, 5.0)
+    assert parse_acks(parse_query("acks=4294967295", WRITE_PARAMETERS)) == Acks(4294967295, 5.0)
     assert parse_max_lag({}) is None
     assert parse_max_lag(parse_query("max_lag=0", LAG_PARAMETERS)) == 0
     with pytest.raises(InvalidRequest) as caught:

@@ -88,6 +88,8 @@ async def test_acks_reach_the_store(rig: RestRig, path: str, query: str, acks: A
         ("acks=-1", "acks"),
         ("acks=some", "acks"),
         ("acks=1&acks=1", "acks"),
+        # A replica could not say that to its primary.
+        ("acks=4294967296", "acks"),
         ("ack_timeout=soon", "ack_timeout"),
         ("ack_timeout=-1", "ack_timeout"),
         ("ack_timeout=nan", "ack_timeout"),
