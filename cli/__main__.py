@@ -40,6 +40,7 @@ SECTIONS: dict[str, dict[str, _Listed]] = {
     },
     "Inspect": {
         "status": _Listed("status:status", "Show how a node is doing."),
+        "bench": _Listed("bench:bench", "Measure how fast a node answers."),
     },
     "Debug": {
         "tail": _Listed("tail:tail", "Print the entries of a node's log as JSON lines."),
