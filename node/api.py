@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from kvnode.protocol.entry import EntryBeginning
 from kvnode.protocol.types import Epoch, Op, Position, Seq
 
 #: (key, value) as bytes, in the shape in which range reads hand them over.
@@ -118,6 +119,20 @@ class RangeStream(Protocol):
     async def aclose(self) -> None: ...
 
 
+class NewestEntries(NamedTuple):
+    """Entries for those who watch a node.
+
+    Attributes:
+        entries: the newest, in order.
+        left_out: how many came between what was seen before and these.
+        last: the last published entry, up to which nothing is to be told any more.
+    """
+
+    entries: Sequence[EntryBeginning]
+    left_out: int
+    last: Position
+
+
 class StoreApi(Protocol):
     """The store as the network fronts see it. All methods are called on the event loop."""
 
@@ -174,6 +189,22 @@ class NodeApi(Protocol):
 
     def status(self) -> dict[str, Any]:
         """The JSON object of GET /status."""
+
+    def watched(self) -> dict[str, Any]:
+        """`status`, and what a picture of the node and of its cluster needs besides; see `kvnode.node.watching`.
+
+        While this is called now and then, a replica asks its primary about the others.
+        """
+
+    def newest_entries(self, after: Position | None) -> NewestEntries:
+        """Entries that are in memory, newer than one that was seen.
+
+        Args:
+            after: what was seen last; None, or one that is not in this node's history, for nothing.
+
+        Raises:
+            EntryDamaged: one is not what it was.
+        """
 
     def check_ready(self, max_lag: int | None) -> None:
         """Return if the node may be sent traffic, else raise an `Unavailable` that says why not."""

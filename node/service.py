@@ -16,9 +16,10 @@ from typing import Any
 
 import uvloop
 
+from kvnode.node.api import NewestEntries
 from kvnode.node.clock import Clock, RealClock
 from kvnode.node.config import Address, Config
-from kvnode.node.errors import Draining, StorageError, Syncing
+from kvnode.node.errors import Draining, StorageError, Syncing, Unavailable
 from kvnode.node.eventlog import EventLog, open_event_log
 from kvnode.node.fs import Fs, RealFs
 from kvnode.node.joining import join, later_term
@@ -34,9 +35,11 @@ from kvnode.node.storage.leveldb import leveldb_factory
 from kvnode.node.storage.logreader import LogReader
 from kvnode.node.storage.recovery import reopen_engine
 from kvnode.node.store import Store
+from kvnode.node.watching import counters, newest_entries
 from kvnode.node.worker import Worker
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.fields import ID_BYTES
+from kvnode.protocol.types import Position
 
 #: A thread that comes back from the disk waits for the interpreter at most this long. The default of 5 ms would be
 #: added to nearly every commit under load; see tests/bench.
@@ -331,6 +334,21 @@ class Node:
             },
             **self.cluster.status(),
         }
+
+    def watched(self) -> dict[str, Any]:
+        status = self.status()
+        cluster = self.cluster.picture(status)
+        return status | counters(self.store, self._clock) | {"not_ready": self._why_not_ready(), "cluster": cluster}
+
+    def newest_entries(self, after: Position | None) -> NewestEntries:
+        return newest_entries(self.store, self._shared.tail, after)
+
+    def _why_not_ready(self) -> dict[str, str] | None:
+        try:
+            self.check_ready(None)
+        except Unavailable as error:
+            return {"code": error.code, "message": error.message}
+        return None
 
     def check_ready(self, max_lag: int | None) -> None:
         if self._stop.is_set():

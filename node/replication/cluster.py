@@ -41,6 +41,7 @@ from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.listener import PeerListener
 from kvnode.node.replication.members import StoredMembers
 from kvnode.node.replication.observing import Observer
+from kvnode.node.replication.picture import ClusterPicture
 from kvnode.node.replication.ports import Shared
 from kvnode.node.replication.reign import Reign, not_primary
 from kvnode.node.replication.replicadisk import ReplicaDisk
@@ -105,6 +106,7 @@ class Cluster:
         self._following: Following | None = None
         self._forwarder: Forwarder | None = None
         self._observers: set[Observer] = set()
+        self._picture = ClusterPicture(shared)
         self._draining = False
         self._promoting = False
         self._advance_due = False
@@ -151,6 +153,7 @@ class Cluster:
     async def stop(self) -> None:
         """End all sessions, and all work on the disk that they asked for."""
         self._listener.stop_accepting()
+        self._picture.stop()
         self._watch_alarm.cancel()
         if self._watch_task is not None:
             self._watch_task.cancel()
@@ -168,6 +171,7 @@ class Cluster:
 
     async def abandon(self) -> None:
         """End all sessions after a failure; what threads are in the middle of is left to the end of the process."""
+        self._picture.stop()
         self._watch_alarm.cancel()
         await self._listener.close("this node has failed")
 
@@ -503,6 +507,14 @@ class Cluster:
         elif self._following is not None and not self._following.machine.serving:
             status["sync"] = {"state": "replaying", "keys": disk.incoming_keys}
         return status
+
+    def picture(self, status: dict[str, Any]) -> dict[str, Any]:
+        """All nodes of the cluster, as far as this one can know; asks its primary now and then while this is called.
+
+        Args:
+            status: this node's /status.
+        """
+        return self._picture.draw(status)
 
     def _status_of_primary(self) -> dict[str, Any] | None:
         following = self._following

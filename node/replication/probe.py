@@ -98,8 +98,9 @@ async def ask_status(address: Address, timeout_s: float, cluster_id: bytes) -> d
     Raises:
         ProbeFailed: as for `probe`.
     """
-    answer: dict[str, Any] = msgspec.json.decode(await _ask(address, timeout_s, _AskingStatus(cluster_id)))
-    return answer
+    text: bytes = await _ask(address, timeout_s, _AskingStatus(cluster_id))
+    status: dict[str, Any] = msgspec.json.decode(text)
+    return status
 
 
 async def _ask(address: Address, timeout_s: float, asking: _Asking[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from kvnode.node.metrics import RequestCounters
 from kvnode.node.rest.cluster import ClusterRoutes
 from kvnode.node.rest.connection import Connection
 from kvnode.node.rest.errors import ANSWERABLE, answerable
+from kvnode.node.rest.events import EventRoutes
 from kvnode.node.rest.openapi import document_source
 from kvnode.node.rest.operating import OperatingRoutes
 from kvnode.node.rest.pages import PageRoutes
@@ -85,13 +87,15 @@ class RestFront:
         self._now_s = clock.monotonic_s
         self._stamp = DateStamp(clock)
         self._bodies = BodyReceiver(config.max_body_bytes, config.max_queued_bytes, body_timeout_s)
+        self._events = EventRoutes(node, functools.partial(self._report_broken, "/events"))
         self._routes = Routes(
             WriteRoutes(store, self._bodies, config.max_batch_items).table,
             ReadRoutes(store, config.max_key_bytes).table,
-            RangeRoutes(store, config.max_key_bytes, self._report_broken).table,
+            RangeRoutes(store, config.max_key_bytes, functools.partial(self._report_broken, "/readrange")).table,
             OperatingRoutes(node).table,
             ClusterRoutes(node, self._bodies).table,
             PageRoutes({"/openapi.json": document_source(config)}).table,
+            self._events.table,
         )
         self.counters = RequestCounters(self._routes.paths)
         self._server: web.Server | None = None
@@ -141,11 +145,12 @@ class RestFront:
         return Address(host, port)
 
     def stop_accepting(self) -> None:
-        """Take no new connections; those there are get one more answer each."""
+        """Take no new connections; those there are get one more answer each, and nobody watches any more."""
         if self._listener is not None:
             self._listener.close()
         for connection in self._connections():
             connection.end_soon()
+        self._events.end()
 
     async def close(self, timeout_s: float) -> None:
         """End all connections: idle ones at once, others after the answer under way, at the latest after `timeout_s`.
@@ -196,12 +201,13 @@ class RestFront:
         else:
             self._log.error("request_failed", error, route=route)
 
-    def _report_broken(self, error: Exception) -> None:
-        """Log why a range's answer had to be broken off."""
+    def _report_broken(self, route: str, error: Exception) -> None:
+        """Log why an answer had to be broken off."""
+        self.counters.broken += 1
         if isinstance(error, KvError):
-            self._report_expected("answer_broken_off", error, "/readrange")
+            self._report_expected("answer_broken_off", error, route)
         else:
-            self._log.error("answer_broken_off", error, route="/readrange")
+            self._log.error("answer_broken_off", error, route=route)
 
     def _report_expected(self, event: str, error: KvError, route: str) -> None:
         hint = {} if error.hint is None else {"hint": error.hint}

@@ -6,12 +6,26 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from kvnode.node.api import Acks, Item, KeyRange, RangeStream, ReadResult, ReadToken, Record, WriteResult
+from kvnode.node.api import (
+    Acks,
+    Item,
+    KeyRange,
+    NewestEntries,
+    RangeStream,
+    ReadResult,
+    ReadToken,
+    Record,
+    WriteResult,
+)
 from kvnode.node.config import Config
 from kvnode.node.errors import NotPrimary, NotReplica, TooLarge
+from kvnode.protocol.entry import EntryBeginning
 from kvnode.protocol.types import Epoch, Op, Position, Put
 
 EPOCH = Epoch.of(3, 0x9F2C1A7B)
+
+#: What `FakeNode` shows at once of its log.
+SHOWN_ENTRIES = 3
 
 
 class FakeStore:
@@ -185,6 +199,10 @@ class FakeNode:
         role: "primary" or "replica".
         lags: what `check_ready` was asked.
         accepts: what `render_metrics` was.
+        looks: how often it was watched.
+        watched_error: raised by `watched`, if set.
+        padding: what `watched` holds besides.
+        entries: what is in memory of its log.
     """
 
     def __init__(self) -> None:
@@ -192,9 +210,27 @@ class FakeNode:
         self.role = "primary"
         self.lags: list[int | None] = []
         self.accepts: list[str] = []
+        self.looks = 0
+        self.watched_error: Exception | None = None
+        self.padding = ""
+        self.entries: list[EntryBeginning] = []
 
     def status(self) -> dict[str, Any]:
         return {"name": "fake", "role": self.role, "epoch": str(EPOCH), "replicas": [], "primary": None}
+
+    def watched(self) -> dict[str, Any]:
+        self.looks += 1
+        if self.watched_error is not None:
+            raise self.watched_error
+        return self.status() | {"look": self.looks, "padding": self.padding}
+
+    def newest_entries(self, after: Position | None) -> NewestEntries:
+        last = self.entries[-1].entry.position if self.entries else Position(Epoch(0), 0)
+        is_known = after is not None and (not after.seq or after in [each.entry.position for each in self.entries])
+        after_seq = after.seq if after is not None and is_known else 0
+        new = [each for each in self.entries if each.entry.seq > after_seq]
+        shown = new[-SHOWN_ENTRIES:]
+        return NewestEntries(shown, len(new) - len(shown) if is_known else 0, last)
 
     def check_ready(self, max_lag: int | None) -> None:
         self.lags.append(max_lag)

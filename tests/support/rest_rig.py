@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from kvnode.node.config import Address, Config
 from kvnode.node.eventlog import FieldValue
+from kvnode.node.rest.events import EventRoutes
 from kvnode.node.rest.front import RestFront
 from support.events import CapturedEvents
 from support.fake_store import FakeNode, FakeStore
@@ -172,6 +173,11 @@ class RestRig:
     def held_bytes(self) -> int:
         """What bodies under way hold."""
         return self.front.held_bytes
+
+    @property
+    def events(self) -> EventRoutes:
+        """What serves those who watch."""
+        return self.front._events
 
     async def start(self) -> None:
         """Listen on a free port."""
