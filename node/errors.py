@@ -101,6 +101,19 @@ class MethodNotAllowed(CallerError):
         self.allow = allow
 
 
+class CrossOrigin(CallerError):
+    """A page of another site made a browser send a request that changes something."""
+
+    code = "cross_origin"
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            "a page of another site cannot change anything here; nothing was written",
+            hint="let the site's server talk to the node; a proxy in front of the node has to pass Host on as it is",
+            origin=origin,
+        )
+
+
 class TooLarge(CallerError):
     """Something is over a limit; the fields `limit`, `max` and `sent` say which, its value, and what came."""
 

@@ -13,6 +13,7 @@ from kvnode.protocol.errors import KvError
 STATUS_OF_CODE = {
     "invalid_json": 400,
     "invalid_request": 400,
+    "cross_origin": 403,
     "key_not_found": 404,
     "route_not_found": 404,
     "member_not_found": 404,

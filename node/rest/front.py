@@ -7,7 +7,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from kvnode.node.api import NodeApi, StoreApi
 from kvnode.node.clock import Clock, RealClock
@@ -20,6 +20,7 @@ from kvnode.node.rest.errors import ANSWERABLE, answerable
 from kvnode.node.rest.events import EventRoutes
 from kvnode.node.rest.openapi import document_source
 from kvnode.node.rest.operating import OperatingRoutes
+from kvnode.node.rest.origin import check_origin
 from kvnode.node.rest.pages import PageRoutes
 from kvnode.node.rest.ranges import RangeRoutes
 from kvnode.node.rest.reads import ReadRoutes
@@ -179,7 +180,10 @@ class RestFront:
     async def _handle(self, request: Request) -> Answer:
         began_s = self._now_s()
         try:
-            answer = await self._routes.find(request)(request)
+            handler = self._routes.find(request)
+            if request.message.method == hdrs.METH_POST:
+                check_origin(request)
+            answer = await handler(request)
         except Exception as error:
             if not isinstance(error, ANSWERABLE):
                 self._report(error, request)

@@ -64,6 +64,16 @@ FAILURES: dict[str, Failure] = {
         optional=frozenset({"field"}),
         example={"field": "limit"},
     ),
+    "cross_origin": Failure(
+        meaning="a page of another site made a browser send it. Nothing was changed. A proxy in front of the node has to "
+        "pass `Host` on as it is.",
+        message="a page of another site cannot change anything here; nothing was written",
+        members={"origin": {"type": "string"}},
+        example={
+            "origin": "http://elsewhere.example",
+            "hint": "let the site's server talk to the node; a proxy in front of the node has to pass Host on as it is",
+        },
+    ),
     "key_not_found": Failure(
         meaning="there is no such key.",
         message="no such key",

@@ -17,8 +17,8 @@ JSON = "application/json"
 #: What any handler can end with.
 _ALWAYS = ("invalid_request", "internal")
 
-#: What can happen to any body.
-BODY_ERRORS = ("invalid_json", "too_large", "overloaded")
+#: What can happen to any request that changes something.
+BODY_ERRORS = ("invalid_json", "cross_origin", "too_large", "overloaded")
 
 
 def operation(

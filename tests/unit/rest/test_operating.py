@@ -146,7 +146,7 @@ def every_subclass(kind: type[KvError]) -> list[type[KvError]]:
 @pytest.mark.parametrize(
     ("kind", "statuses"),
     [
-        (CallerError, {400, 404, 405, 409, 413}),
+        (CallerError, {400, 403, 404, 405, 409, 413}),
         (Unavailable, {503}),
         (Unresolved, {504}),
         (StorageFull, {507}),
