@@ -72,6 +72,9 @@ def _carried(distribution: str, path: str, content_type: str) -> Source:
     return Source(content_type, _FOR_EVER, read)
 
 
+#: What dashboard.js is made of.
+_MODULES = ("charts", "cluster", "format", "jsontext", "keys", "node", "stream", "tail")
+
 #: The pages, by path.
 PAGES = {
     "/": _page("dashboard.html", _HTML),
@@ -80,10 +83,9 @@ PAGES = {
 
 #: What the pages refer to, by name below /assets/.
 FILES = {
-    "dashboard.css": _page("dashboard.css", _CSS),
-    "dashboard.js": _page("dashboard.js", _JS),
-    "docs.css": _page("docs.css", _CSS),
-    "docs.js": _page("docs.js", _JS),
+    **{name: _page(name, _CSS) for name in ("dashboard.css", "docs.css")},
+    # The dashboard's modules find each other by their names.
+    **{f"{name}.js": _page(f"{name}.js", _JS) for name in ("dashboard", "docs", *_MODULES)},
     "favicon.svg": _page("favicon.svg", _SVG),
     "uplot-1.6.31.js": _carried("youplot", "youplot/vendor/uplot.iife.min.js", _JS),
     "uplot-1.6.31.css": _carried("youplot", "youplot/vendor/uplot.min.css", _CSS),

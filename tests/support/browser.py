@@ -32,6 +32,8 @@ CHROMEDRIVER = Path("/usr/bin/chromedriver")
 #: How long a condition may take to come true. On a busy machine all takes many times as long as it should.
 WAIT_S = 20.0
 _POLL_S = 0.03
+#: How much of a page an error shows.
+_SHOWN_CHARACTERS = 3000
 
 _FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"),
@@ -103,15 +105,15 @@ class Browser:
             except (NoSuchElementException, StaleElementReferenceException):
                 pass
             if time.monotonic() >= deadline:
-                shown = self.script("return document.body.innerText")
+                shown = self.script("return document.body.innerText.slice(0, arguments[0])", _SHOWN_CHARACTERS)
                 raise AssertionError(f"not within {timeout_s:g} s: {what}\n---- the page shows\n{shown}")
             pause.wait(_POLL_S)
 
     def emulate(
-        self, *, width_px: int = 1280, height_px: int = 900, scheme: str = "light", mobile: bool = False
+        self, *, width_px: int = 1280, height_px: int = 900, scheme: str = "light", touch: bool = False
     ) -> None:
-        """Be a screen of this size, with the colours that its user prefers."""
-        metrics = {"width": width_px, "height": height_px, "deviceScaleFactor": 1, "mobile": mobile}
+        """Be a screen of this size, of a phone if it is for touch, with the colours that its user prefers."""
+        metrics = {"width": width_px, "height": height_px, "deviceScaleFactor": 1, "mobile": touch}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
