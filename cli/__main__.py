@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
+from kvnode.cli.completing import COMPLETE_VARIABLE, register
 from kvnode.cli.reporting import reported
 
 
@@ -47,6 +49,9 @@ SECTIONS: dict[str, dict[str, _Listed]] = {
         "nc": _Listed("nc:nc", "Talk to a node's peer port in frames as JSON lines."),
         "frame": _Listed("frame:frame", "Turn frames of the peer protocol into JSON lines, and back."),
     },
+    "Shell": {
+        "completion": _Listed("completion:completion", "Print a script that completes commands in a shell."),
+    },
     "Log files": {
         "wal": _Listed("wal:wal", "Look into the log of a node's data directory, check or repair it."),
     },
@@ -66,6 +71,22 @@ class _Commands(click.Group):
                 command: click.Command = getattr(import_module(f"kvnode.cli.commands.{module}"), attribute)
                 return command
         return None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        # From the table: click's own would import every command for its summary.
+        names = [
+            CompletionItem(name, help=listed.summary)
+            for commands in SECTIONS.values()
+            for name, listed in commands.items()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        # One name for all scripts, whatever the program was started as.
+        kwargs.setdefault("complete_var", COMPLETE_VARIABLE)
+        register()
+        return super().main(*args, **kwargs)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.list_commands(ctx)))

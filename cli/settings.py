@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from kvnode.node.config import SETTINGS, Address, Config, Setting, load_config, parse_size
+from kvnode.cli.completing import from_choices, paths
+from kvnode.node.config import SETTINGS, Address, Config, OneOf, Setting, load_config, parse_size
 from kvnode.node.errors import ConfigError
 
 #: What the help texts of these commands end with.
@@ -51,17 +52,24 @@ def make_config(config_file: Path | None, flags: dict[str, str | None]) -> Confi
 def _option(setting: Setting) -> click.Option:
     """A setting's option. Its text goes on to `load_config`, which alone knows the environment and the file."""
     default = "" if setting.default is None else str(setting.default)
+    complete = None
     if setting.parse is parse_size:
         metavar, default = "SIZE", _size_text(setting.default)
     elif setting.parse == Address.parse:
         metavar = "HOST:PORT"
+    elif isinstance(setting.parse, OneOf):
+        metavar = setting.name.rpartition("_")[2].upper()
+        complete = from_choices(setting.parse.choices)
+    elif setting.name == "data":
+        metavar, complete = "DIR", paths("dir")
     else:
-        metavar = "DIR" if setting.name == "data" else setting.name.rpartition("_")[2].upper()
+        metavar = setting.name.rpartition("_")[2].upper()
     shown = [setting.variable, *([f"default: {default}"] if default else [])]
     return click.Option(
         [setting.flag, setting.name],
         metavar=metavar,
         help=f"{setting.help}  [{'; '.join(shown)}]",
+        shell_complete=complete,
     )
 
 

@@ -85,13 +85,16 @@ def _directory(text: str) -> Path:
     return Path(text)
 
 
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"expected {' or '.join(choices)}, got {text!r}")
-        return text
+class OneOf:
+    """Reads one of a few words; `choices` has them."""
 
-    return parse
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __call__(self, text: str) -> str:
+        if text not in self.choices:
+            raise ValueError(f"expected {' or '.join(self.choices)}, got {text!r}")
+        return text
 
 
 def _name(text: str) -> str:
@@ -120,10 +123,10 @@ class Config:
     name: str = _setting("The node's name in the cluster; default: a name made from its id.", _name, "")
     fsync: str = _setting(
         "always: a write is answered after fdatasync. never: the newest writes can be lost in a power failure.",
-        _one_of("always", "never"),
+        OneOf("always", "never"),
         "always",
     )
-    log_format: str = _setting("Form of the log lines on stderr: text or json.", _one_of("text", "json"), "text")
+    log_format: str = _setting("Form of the log lines on stderr: text or json.", OneOf("text", "json"), "text")
 
     wal_segment_bytes: int = _setting("Size of one log segment.", parse_size, 64 * MiB, 4 * KiB)
     wal_keep_bytes: int = _setting("Closed log segments kept for replicas and for rebuilding.", parse_size, GiB, 0)
