@@ -26,7 +26,7 @@ _LONG_EXAMPLES = 400
 #: It changes who is who; it has a test of its own.
 _PROMOTE = "/cluster/promote"
 
-_RUN_S = 50.0
+_RUN_S = 100.0
 _LONG_RUN_S = 1800.0
 
 
@@ -86,9 +86,13 @@ def _check_events(node: NodeProcess, document: dict[str, Any]) -> None:
     raise AssertionError(f"no event {list(schemas)}")
 
 
-def test_a_primary_and_its_replica(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    is_long = request.config.getoption("--long")
-    seed, examples = (random.randrange(1 << 32), _LONG_EXAMPLES) if is_long else (_SEED, _EXAMPLES)
+def _fuzz_a_pair(tmp_path: Path, seed: int, examples: int, run_s: float, *, heads_twice: bool) -> None:
+    """Fuzz a primary and its replica at the same time.
+
+    Args:
+        examples: of each operation.
+        heads_twice: whether both are asked for heads, and not the replica alone.
+    """
     print(f"seeds {seed} and {seed + 1}")
     with Cluster(tmp_path, replicas=1) as cluster:
         documents = {node: strict(_document(node)) for node in cluster.nodes}
@@ -100,15 +104,14 @@ def test_a_primary_and_its_replica(tmp_path: Path, request: pytest.FixtureReques
                 tmp_path / f"run{number}",
                 seed=seed + number,
                 examples=examples,
-                # In the suite, heads are asked for from one of the two.
-                filters=_without(_PROMOTE) + (["--exclude-method", "HEAD"] if number == 0 and not is_long else []),
+                filters=_without(_PROMOTE) + (["--exclude-method", "HEAD"] if number == 0 and not heads_twice else []),
             )
             for number, (node, document) in enumerate(documents.items())
         ]
         try:
             counts = []
             for run in runs:
-                fuzzed = run.finish(_LONG_RUN_S if is_long else _RUN_S)
+                fuzzed = run.finish(run_s)
                 _check(fuzzed)
                 counts.append(fuzzed.operations)
                 assert fuzzed.cases > 20 * fuzzed.operations
@@ -122,6 +125,19 @@ def test_a_primary_and_its_replica(tmp_path: Path, request: pytest.FixtureReques
         cluster.agree()
 
 
+@pytest.mark.timeout(180)
+def test_a_primary_and_its_replica(tmp_path: Path) -> None:
+    _fuzz_a_pair(tmp_path, _SEED, _EXAMPLES, _RUN_S, heads_twice=False)
+
+
+@pytest.mark.timeout(2 * _LONG_RUN_S)
+def test_a_primary_and_its_replica_at_length(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--long"):
+        pytest.skip("takes minutes: ask for it with --long")
+    _fuzz_a_pair(tmp_path, random.randrange(1 << 32), _LONG_EXAMPLES, _LONG_RUN_S, heads_twice=True)
+
+
+@pytest.mark.timeout(180)
 def test_a_promotion_and_what_it_leaves_behind(tmp_path: Path) -> None:
     """A replica is promoted while its primary reigns; which then says that it has been superseded."""
     with Cluster(tmp_path, replicas=1) as cluster:
@@ -160,6 +176,7 @@ def test_a_promotion_and_what_it_leaves_behind(tmp_path: Path) -> None:
             _check_log(node)
 
 
+@pytest.mark.timeout(180)
 def test_the_check_finds_faults(tmp_path: Path) -> None:
     """The same check of the same node fails if the document says something else."""
     with NodeProcess(tmp_path / "data") as node:

@@ -65,8 +65,8 @@ FAILURES: dict[str, Failure] = {
         example={"field": "limit"},
     ),
     "cross_origin": Failure(
-        meaning="a page of another site made a browser send it. Nothing was changed. A proxy in front of the node has to "
-        "pass `Host` on as it is.",
+        meaning="a page of another site made a browser send it. Nothing was changed. A proxy in front of the node has "
+        "to pass `Host` on as it is.",
         message="a page of another site cannot change anything here; nothing was written",
         members={"origin": {"type": "string"}},
         example={

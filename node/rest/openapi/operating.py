@@ -189,7 +189,7 @@ def _events() -> Json:
         "`status`. Their data are one line of JSON each, of the schemas `EntriesEvent` and `StatusEvent`. The id of an "
         "event is the last entry that was told of; a browser that comes back sends it as `Last-Event-ID`, and gets "
         "what came meanwhile, as far as it is still in memory. It is for showing: of many entries only the newest are "
-        "told, of large ones the beginning.",
+        "told, of large ones the beginning. `curl -N` shows them as they come.",
         parameters=("Last-Event-ID",),
         answers={
             "200": answer(

@@ -1,22 +1,40 @@
 /* The API page: Swagger UI over this node's own /openapi.json. */
 "use strict";
 
-// Swagger UI's own filter looks at tags only.
-const filterByText = () => ({
+// Swagger UI's own filter looks at tags only, and says so.
+const textOf = (operation) =>
+  ["summary", "operationId", "description"]
+    .map((member) => operation.getIn(["operation", member], ""))
+    .concat(operation.get("path"), operation.get("method"))
+    .join(" ")
+    .toLowerCase();
+
+const filterByText = ({ React }) => ({
   fn: {
     opsFilter: (tags, phrase) => {
       const wanted = phrase.trim().toLowerCase();
-      const textOf = (operation) =>
-        ["summary", "operationId", "description"]
-          .map((member) => operation.getIn(["operation", member], ""))
-          .concat(operation.get("path"), operation.get("method"))
-          .join(" ")
-          .toLowerCase();
       return tags
         .map((tag) =>
           tag.update("operations", (operations) =>
             operations.filter((operation) => textOf(operation).includes(wanted))))
         .filter((tag) => tag.get("operations").size > 0);
+    },
+  },
+  components: {
+    FilterContainer: ({ layoutSelectors, layoutActions }) => {
+      const phrase = layoutSelectors.currentFilter();
+      return React.createElement(
+        "div",
+        { className: "filter wrapper" },
+        React.createElement("input", {
+          className: "operation-filter-input",
+          type: "search",
+          placeholder: "Filter by text",
+          "aria-label": "Filter by text",
+          value: typeof phrase === "string" ? phrase : "",
+          onChange: (event) => layoutActions.updateFilter(event.target.value),
+        }),
+      );
     },
   },
 });
@@ -49,9 +67,6 @@ async function show() {
       defaultModelsExpandDepth: 0,
       // Who checks documents for others is not asked.
       validatorUrl: null,
-      onComplete: () => {
-        place.querySelector(".operation-filter-input").placeholder = "Filter by text";
-      },
     });
   } catch (error) {
     place.className = "failed";
