@@ -6,9 +6,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from kvnode.cli.client import Client, RangeQuery
-from kvnode.cli.errors import ServerError
-from kvnode.cli.jsontext import Item
+from kvnode.cli.client import Client, JsonText
 from kvnode.cli.workload import Kind, Request, Workload
 
 
@@ -38,7 +36,7 @@ class Target:
     """
 
     def __init__(self, url: str, *, timeout_s: float, connections: int) -> None:
-        self._client = Client(url, timeout_s=timeout_s, connections=connections)
+        self._client = Client(url, timeout_s=timeout_s, connections=connections, retries=0)
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -64,30 +62,27 @@ class Target:
         match request.kind:
             case Kind.PUT:
                 ((_, value),) = request.items
-                await self._client.put(key, value)
+                await self._client.put(key, JsonText.trusted(value))
                 return Performed(sent_bytes=workload.key_bytes + len(value))
             case Kind.GET:
-                try:
-                    record = await self._client.get(key)
-                except ServerError as error:
-                    if error.code != "key_not_found":
-                        raise
+                record = await self._client.get(key)
+                if record is None:
                     return Performed(is_found=False)
-                return Performed(received_bytes=len(record.value))
+                return Performed(received_bytes=len(record.text))
             case Kind.DELETE:
                 return Performed(is_found=(await self._client.delete(key)).deleted)
             case Kind.BATCH:
-                await self._client.batch([Item(each, value) for each, value in request.items])
+                await self._client.batch((each, JsonText.trusted(value)) for each, value in request.items)
                 return Performed(sent_bytes=sum(workload.key_bytes + len(value) for _, value in request.items))
             case Kind.RANGE:
                 received = 0
-                query = RangeQuery(start=key, prefix=workload.prefix, limit=workload.range_items)
-                async with aclosing(self._client.dump(query)) as blocks:
+                found = self._client.dump(start=key, prefix=workload.prefix, limit=workload.range_items)
+                async with aclosing(found) as blocks:
                     async for block in blocks:
                         received += len(block)
                 return Performed(received_bytes=received)
 
     async def keys(self, workload: Workload) -> list[str]:
         """The keys of the workload that are there."""
-        async with aclosing(self._client.range(RangeQuery(prefix=workload.prefix))) as items:
+        async with aclosing(self._client.range(prefix=workload.prefix)) as items:
             return [item.key async for item in items if workload.is_own(item.key)]

@@ -1,413 +1,456 @@
-"""The asynchronous REST client: typed results, one error tree, values as the bytes that were sent."""
+"""The asynchronous Python client of kvnode: what programs import, and what the commands use.
+
+CLIENT.md beside this file is its guide. `Client` is the face; below it, `failover` decides which node is asked and what
+may be asked again, `session` makes reads see what was seen before, and `transport` speaks HTTP to one node.
+"""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
-from urllib.parse import quote, urlencode
+from typing import NamedTuple, Self, TypeAlias, TypeVar
 
-import aiohttp
-import msgspec
-from yarl import URL
-
+from kvnode.cli.answers import (
+    decode_deleted,
+    decode_line,
+    decode_object,
+    decode_record,
+    decode_written,
+    not_kvnode,
+    position_of,
+    read_answer,
+)
 from kvnode.cli.cluster import Promotion, decode_forgotten, decode_promotion
-from kvnode.cli.errors import BadAnswer, ServerError, Unanswered, Unreachable
-from kvnode.cli.jsontext import Item, item_text, parse_item, to_json
-from kvnode.protocol.types import Epoch, Position
+from kvnode.cli.errors import ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
+from kvnode.cli.failover import FailOver
+from kvnode.cli.jsontext import item_text, to_json
+from kvnode.cli.jsonvalues import JsonText, JsonValue, encode_value
+from kvnode.cli.results import Deleted, RangeItem, RangeQuery, Record, Status, Written
+from kvnode.cli.session import Session
+from kvnode.cli.targets import Acks, range_target, read_target, write_target
+from kvnode.cli.transport import NDJSON, Answer, Limits, Request, Transport
+from kvnode.cli.urls import DEFAULT_URL, parse_url
+from kvnode.protocol.types import Epoch, Position, Seq
 
-#: Where a node listens unless told otherwise.
-DEFAULT_URL = "http://127.0.0.1:5001"
-
-_CONNECT_TIMEOUT_S = 5.0
-_NDJSON = "application/x-ndjson"
+__all__ = [
+    "Acks",
+    "Client",
+    "ClientError",
+    "Deleted",
+    "HistoryLost",
+    "JsonText",
+    "JsonValue",
+    "NoNodeAvailable",
+    "Position",
+    "RangeItem",
+    "Record",
+    "ServerError",
+    "Status",
+    "Unanswered",
+    "Unreachable",
+    "Written",
+    "parse_position",
+]
 
 _MAYBE_WRITTEN = "the write may have happened: read it back to find out"
 _MAYBE_CHANGED = "the change may have happened: `kvnode status` shows how the node is"
 
 _T = TypeVar("_T")
 
-
-class Written(NamedTuple):
-    """A write that is durable.
-
-    Attributes:
-        position: (epoch, seq) of its entry.
-    """
-
-    position: Position
-
-
-class Deleted(NamedTuple):
-    """What a delete came to.
-
-    Attributes:
-        deleted: whether the key existed.
-        position: of the delete's entry; the applied position where there was nothing to delete.
-    """
-
-    deleted: bool
-    position: Position
-
-
-class Record(NamedTuple):
-    """A stored value.
-
-    Attributes:
-        value: JSON text as it was sent.
-        version: the entry that wrote it.
-        applied: the position that the read saw.
-    """
-
-    value: bytes
-    version: Position
-    applied: Position
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RangeQuery:
-    """Which keys a range read is about; by default all, lowest first.
-
-    Attributes:
-        start: lowest key wanted, inclusive; None for no bound.
-        end: highest key wanted, inclusive; None for no bound.
-        prefix: only keys that begin with it.
-        limit: at most this many items, at least 1; None for all.
-        reverse: highest key first.
-    """
-
-    start: str | None = None
-    end: str | None = None
-    prefix: str = ""
-    limit: int | None = None
-    reverse: bool = False
-
-    def parameters(self) -> dict[str, str]:
-        """The query of the request, without what is left at its default."""
-        given = {
-            "start_key": self.start,
-            "end_key": self.end,
-            "prefix": self.prefix or None,
-            "limit": None if self.limit is None else str(self.limit),
-            "reverse": "true" if self.reverse else None,
-        }
-        return {name: text for name, text in given.items() if text is not None}
-
-
-class Status(NamedTuple):
-    """A node's account of itself.
-
-    Attributes:
-        text: the JSON object as the node sent it.
-        fields: the same, decoded.
-    """
-
-    text: bytes
-    fields: dict[str, Any]
-
-
-class _PutAnswer(msgspec.Struct):
-    seq: int
-
-
-class _DeleteAnswer(msgspec.Struct):
-    seq: int
-    deleted: bool
-
-
-class _ErrorAnswer(msgspec.Struct):
-    error: dict[str, Any]
+#: Makes a read of one node: (what it found, the position that it saw).
+_Read: TypeAlias = Callable[[str, Limits, Position | None], Awaitable[tuple[_T, Position]]]
 
 
 class Client:
-    """A node's REST interface. Use it as an asynchronous context manager.
+    """A cluster of nodes, or a single one. Use it as an asynchronous context manager, from one event loop.
 
-    Every method may raise `ServerError`, `Unreachable`, `Unanswered` or `BadAnswer`; after an `Unanswered` write nobody
-    knows whether it happened. The client repeats no write.
+        async with Client("http://127.0.0.1:5001", "http://127.0.0.1:5002") as client:
+            await client.put("greeting", "hello")
+            record = await client.get("greeting")
+
+    **A client is a session.** Each read sees at least what this client wrote and read before, whichever node answers:
+    it is sent with the furthest position seen, and a node that has not got there waits, or is passed over. Calls may be
+    made concurrently; a read sees the writes that had returned before it began.
+
+    **Fail-over.** A call goes to the node that answered last. Whatever is safe to repeat goes to the next one when that
+    fails, and after a pause to all again, until `timeout_s` is over. A write that may have happened is never sent
+    again. `kvnode.cli.failover` has the table.
+
+    Every method may raise a `ClientError`; after one of a write, its `maybe_written` says whether it may have happened.
+    A call that is cancelled may have been sent.
 
     Args:
-        url: `http://HOST:PORT`, with a path where a proxy wants one; see `parse_url`.
-        timeout_s: longest wait for an answer, or for the next piece of a streamed one.
-        connections: most requests in flight; more wait for a free connection.
+        urls: of the nodes, each `http://HOST:PORT`, with a path where a proxy wants one; or sequences of such. The
+            first is preferred at first. None means http://127.0.0.1:5001.
+        timeout_s: longest time of a call with all its attempts, and longest silence within a range. Choose it longer
+            than the `ack_timeout_s` of writes.
+        node_timeout_s: longest wait for one node's answer to a read while there are others.
+        connections: most requests in flight to one node; more wait for a free connection.
+        retries: how often all nodes are asked again after each was asked once; None for as often as the time allows.
+        position: where the session begins: a position of another client, or its text.
+
+    Raises:
+        ValueError: a URL or the position is none.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, connections: int = 1) -> None:
-        self.url = parse_url(url)
-        self._timeout_s = timeout_s
-        self._connections = connections
-        self._session: aiohttp.ClientSession | None = None
+    def __init__(
+        self,
+        *urls: str | Iterable[str],
+        timeout_s: float = 30.0,
+        node_timeout_s: float = 5.0,
+        connections: int = 16,
+        retries: int | None = None,
+        position: Position | str | None = None,
+    ) -> None:
+        given = [each for url in urls for each in ([url] if isinstance(url, str) else url)]
+        self._urls = tuple(dict.fromkeys(parse_url(url) for url in given or [DEFAULT_URL]))
+        self._session = Session(parse_position(position) if isinstance(position, str) else position)
+        self._transport = Transport(connections)
+        self._failover = FailOver(
+            self._urls,
+            timeout_s=timeout_s,
+            node_timeout_s=node_timeout_s,
+            retries=retries,
+            clock=lambda: asyncio.get_running_loop().time(),
+            jitter=random.random,
+        )
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        await self._transport.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._session is not None
-        await self._session.close()
+        await self._transport.__aexit__(kind, error, traceback)
 
-    async def put(self, key: str, value: bytes) -> Written:
-        """Set `key` to `value`, which is JSON text."""
-        return await self._write("/put", item_text(key, value))
+    # ---- the nodes and the session ---------------------------------------------------------------------------------
 
-    async def delete(self, key: str) -> Deleted:
-        """Remove `key`; removing a missing one changes nothing."""
-        body = b'{"key":%b}' % to_json(key)
-        answer, headers = await self._fetch("POST", "/delete", body=body, unanswered=_MAYBE_WRITTEN)
-        decoded = _decode(answer, _DeleteAnswer)
-        return Deleted(decoded.deleted, Position(_applied(headers).epoch, decoded.seq))
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The nodes, in the order in which they were given."""
+        return self._urls
 
-    async def batch(self, items: Iterable[Item]) -> Written:
-        """Set all `items`, at least one, in one atomic write; the last of a repeated key wins."""
-        return await self.batch_texts([item_text(item.key, item.value) for item in items])
+    @property
+    def url(self) -> str:
+        """The node that answered last; before the first answer, the first."""
+        return self._failover.preferred
 
-    async def batch_texts(self, texts: Sequence[bytes]) -> Written:
+    @property
+    def position(self) -> Position | None:
+        """The furthest position that this client saw.
+
+        Its `str` can go to another process, so that the reads of a client there see it, too.
+        """
+        return self._session.position
+
+    def advance(self, position: Position | str) -> None:
+        """Let later reads see a position of another client, too.
+
+        Raises:
+            ValueError: the text is no position.
+        """
+        self._session.saw(parse_position(position) if isinstance(position, str) else position)
+
+    def forget_position(self) -> None:
+        """Begin a new session: reads need not see anything that was seen before. The way on after `HistoryLost`."""
+        self._session.forget()
+
+    # ---- writes ----------------------------------------------------------------------------------------------------
+
+    async def put(
+        self, key: str, value: JsonValue | JsonText, *, acks: Acks | None = None, ack_timeout_s: float | None = None
+    ) -> Written:
+        """Set `key` to `value`; it is durable when this returns.
+
+        Args:
+            key: 1 to 4,096 bytes in UTF-8.
+            value: a Python object for a JSON value, or JSON text that is to stay byte for byte as it is.
+            acks: replicas that must hold the write durably, too, or "majority" of the members; None for 0.
+            ack_timeout_s: how long the node waits for them; None for its default, 5 s.
+
+        Raises:
+            ClientError: its `maybe_written` says whether the write may have happened. With the code
+                `replication_timeout` it did, but fewer replicas than asked for hold it.
+            TypeError, ValueError: the value is none that JSON has.
+        """
+        return await self._write("/put", item_text(key, encode_value(value)), acks, ack_timeout_s)
+
+    async def batch(
+        self,
+        items: Mapping[str, JsonValue | JsonText] | Iterable[tuple[str, JsonValue | JsonText]],
+        *,
+        acks: Acks | None = None,
+        ack_timeout_s: float | None = None,
+    ) -> Written:
+        """Set all `items` in one atomic write.
+
+        Args:
+            items: keys with their values, at least one; of pairs with the same key the last one wins.
+            acks: as for `put`, and so is `ack_timeout_s`.
+
+        Raises:
+            ClientError, TypeError, ValueError: as `put`.
+        """
+        pairs = items.items() if isinstance(items, Mapping) else items
+        texts = [item_text(key, encode_value(value)) for key, value in pairs]
+        return await self.batch_texts(texts, acks=acks, ack_timeout_s=ack_timeout_s)
+
+    async def batch_texts(
+        self, texts: Sequence[bytes], *, acks: Acks | None = None, ack_timeout_s: float | None = None
+    ) -> Written:
         """`batch` for items that are already JSON objects ``{"key", "value"}``; they are sent as they are."""
-        return await self._write("/batchput", b"[%b]" % b",".join(texts))
+        return await self._write("/batchput", b"[%b]" % b",".join(texts), acks, ack_timeout_s)
 
-    async def get(self, key: str) -> Record:
-        """Read `key`.
+    async def delete(self, key: str, *, acks: Acks | None = None, ack_timeout_s: float | None = None) -> Deleted:
+        """Remove `key`; removing a missing one changes nothing.
+
+        Args:
+            acks: as for `put`, and so is `ack_timeout_s`.
 
         Raises:
-            ServerError: with the code `key_not_found` where there is no such key.
+            ClientError: as `put`.
         """
-        answer, headers = await self._fetch("GET", f"/read/{_path_segment(key)}")
-        try:
-            value = parse_item(answer).value
-        except ValueError as error:
-            raise _not_kvnode(f"GET /read: {error}") from error
-        return Record(value, _version(headers), _applied(headers))
+        target = write_target("/delete", acks, ack_timeout_s)
+        url, answer = await self._change(
+            Request("POST", target, b'{"key":%b}' % to_json(key), unanswered=_MAYBE_WRITTEN)
+        )
+        deleted, seq = decode_deleted(url, answer.body)
+        return Deleted(deleted, self._wrote(url, answer, seq))
 
-    async def range(self, query: RangeQuery) -> AsyncGenerator[Item, None]:
-        """Yield the items of a range, all from one snapshot. Memory does not grow with the range.
+    # ---- reads -----------------------------------------------------------------------------------------------------
+
+    async def get(self, key: str, *, consistent: bool = True) -> Record | None:
+        """Read `key`; None where there is no such key.
+
+        Args:
+            consistent: see at least what this client saw before. If not, the answer may be older, comes from the first
+                node that has any, and does not count as seen.
+
+        Raises:
+            HistoryLost: what this client saw before is lost.
+            ClientError: no node answered.
+        """
+
+        async def read(url: str, limits: Limits, token: Position | None) -> tuple[Record | None, Position]:
+            return await self._read_key(key, url, limits, token)
+
+        return await self._read(read, consistent)
+
+    async def range(
+        self,
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        prefix: str = "",
+        limit: int | None = None,
+        reverse: bool = False,
+        consistent: bool = True,
+    ) -> AsyncGenerator[RangeItem, None]:
+        """Yield the items of a range in key order, all from one snapshot. Memory does not grow with the range.
+
+        A range that is not read to its end holds a connection until the generator is closed; `contextlib.aclosing`
+        does that at once. Other nodes are tried until the first item has come, not later: theirs would be another
+        snapshot.
+
+        Args:
+            start: lowest key wanted, inclusive; None for no bound.
+            end: highest key wanted, inclusive; None for no bound.
+            prefix: only keys that begin with it. Of the bounds only the one where the range begins can be combined with
+                it, and must begin with it, too.
+            limit: at most this many items, at least 1; None for all.
+            reverse: highest key first.
+            consistent: as for `get`.
 
         Raises:
             Unanswered: the stream broke; what was yielded is incomplete.
+            ClientError: as `get`.
         """
-        async with aclosing(self.dump(query)) as blocks:
-            async for block in blocks:
+        query = RangeQuery(start=start, end=end, prefix=prefix, limit=limit, reverse=reverse)
+        async with aclosing(self._blocks(query, consistent)) as blocks:
+            async for url, block in blocks:
                 for line in block.removesuffix(b"\n").split(b"\n"):
-                    try:
-                        item = parse_item(line)
-                    except ValueError as error:
-                        raise _not_kvnode(f"GET /readrange: {error}") from error
-                    yield item
+                    yield decode_line(url, line)
 
-    async def dump(self, query: RangeQuery) -> AsyncGenerator[bytes, None]:
-        """Yield a range as JSON lines, untouched, in blocks that each end with a line's end.
+    async def dump(
+        self,
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        prefix: str = "",
+        limit: int | None = None,
+        reverse: bool = False,
+        consistent: bool = True,
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the items of a range as JSON lines, untouched, in blocks that each end with a line's end.
 
-        Raises:
-            Unanswered: the stream broke; what was yielded is incomplete.
+        All arguments and errors are those of `range`.
         """
-        # Without a limit on the whole: a range may take hours, but not long without a byte.
-        limits = aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S, sock_read=self._timeout_s)
-        path = _with_query("/readrange", query.parameters())
-        async with self._open("GET", path, limits=limits, accept=_NDJSON) as response:
-            if response.content_type != _NDJSON:
-                raise _not_kvnode(f"GET /readrange: answered {response.content_type}, not {_NDJSON}")
-            if response.content_length is None and not _is_chunked(response):
-                # An end that is only a closed connection looks the same when the answer was cut.
-                raise _not_kvnode("GET /readrange: the answer has no marked end")
-            rest = b""
-            async for chunk in response.content.iter_any():
-                # A line's end inside a long line cannot be: only the new chunk has to be searched.
-                whole, newline, tail = chunk.rpartition(b"\n")
-                if newline:
-                    yield rest + whole + newline
-                    rest = tail
-                else:
-                    rest += tail
-            if rest:
-                raise _not_kvnode("GET /readrange: the last line has no end")
+        query = RangeQuery(start=start, end=end, prefix=prefix, limit=limit, reverse=reverse)
+        async with aclosing(self._blocks(query, consistent)) as blocks:
+            async for _, block in blocks:
+                yield block
+
+    # ---- nodes -----------------------------------------------------------------------------------------------------
 
     async def status(self) -> Status:
-        """Ask the node about itself."""
-        answer, _ = await self._fetch("GET", "/status")
-        return Status(answer, _decode(answer, dict[str, Any]))
+        """Ask a node about itself: the one that answered last, and if it cannot the others, each only once."""
+
+        async def ask(url: str, limits: Limits) -> Status:
+            answer = await self._transport.fetch(url, Request("GET", "/status"), limits)
+            return Status(answer.body, decode_object(url, answer.body), url)
+
+        return await self._failover.call(ask, is_read=True, retries=0)
 
     async def promote(self, *, force: bool = False) -> Promotion:
-        """Make the node the primary of its cluster.
+        """Make the node the primary of its cluster. Only for a client of a single node.
 
         Args:
             force: also where the primary answers, or a replica is ahead of the node.
 
         Raises:
             ServerError: it stays what it is. With the code `promotion_refused` the fields are `reason` and `members`;
-                see `members_in`.
+                see `kvnode.cli.cluster.members_in`.
+            ValueError: the client has several nodes.
         """
+        if len(self._urls) != 1:
+            raise ValueError("promote is for a client of one node: which one is to be the primary?")
         body = b'{"force":%b}' % to_json(force)
-        answer, _ = await self._fetch("POST", "/cluster/promote", body=body, unanswered=_MAYBE_CHANGED)
-        return _read(answer, decode_promotion)
+        url, answer = await self._change(Request("POST", "/cluster/promote", body, unanswered=_MAYBE_CHANGED))
+        return read_answer(url, answer.body, decode_promotion)
 
     async def forget(self, name: str) -> str:
         """Drop a member that is not connected; return its name."""
         body = b'{"name":%b}' % to_json(name)
-        answer, _ = await self._fetch("POST", "/cluster/forget", body=body, unanswered=_MAYBE_CHANGED)
-        return _read(answer, decode_forgotten)
+        url, answer = await self._change(Request("POST", "/cluster/forget", body, unanswered=_MAYBE_CHANGED))
+        return read_answer(url, answer.body, decode_forgotten)
 
-    async def _write(self, path: str, body: bytes) -> Written:
-        answer, headers = await self._fetch("POST", path, body=body, unanswered=_MAYBE_WRITTEN)
-        return Written(Position(_applied(headers).epoch, _decode(answer, _PutAnswer).seq))
+    # ---- inside ----------------------------------------------------------------------------------------------------
 
-    async def _fetch(
-        self, method: str, path: str, *, body: bytes | None = None, unanswered: str | None = None
-    ) -> tuple[bytes, Mapping[str, str]]:
-        limits = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
-        async with self._open(method, path, limits=limits, body=body, unanswered=unanswered) as response:
-            return await response.read(), response.headers
+    async def _write(self, path: str, body: bytes, acks: Acks | None, ack_timeout_s: float | None) -> Written:
+        target = write_target(path, acks, ack_timeout_s)
+        url, answer = await self._change(Request("POST", target, body, unanswered=_MAYBE_WRITTEN))
+        return Written(self._wrote(url, answer, decode_written(url, answer.body)))
 
-    @asynccontextmanager
-    async def _open(
-        self,
-        method: str,
-        path: str,
-        *,
-        limits: aiohttp.ClientTimeout,
-        body: bytes | None = None,
-        accept: str = "application/json",
-        unanswered: str | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and hand out its answer if that is a 200; raise everything else as one of our errors.
+    def _wrote(self, url: str, answer: Answer, seq: Seq) -> Position:
+        position = Position(position_of(url, answer.headers).epoch, seq)
+        self._session.saw(position)
+        return position
 
-        Args:
-            unanswered: the hint of an `Unanswered`: what may have happened all the same.
-        """
-        assert self._session is not None, "enter the client first: async with Client(...) as client"
-        headers = {"Accept": accept}
-        data = None
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-            # As a file, a large body is sent piece by piece and other requests can go on meanwhile.
-            data = io.BytesIO(body)
-        # Keys are escaped already; yarl must neither unescape them nor resolve a `..`.
-        url = URL(self.url + path, encoded=True)
+    async def _change(self, request: Request) -> tuple[str, Answer]:
+        """Send what must not be sent twice; return which node answered, and what."""
+
+        async def send(url: str, limits: Limits) -> tuple[str, Answer]:
+            return url, await self._transport.fetch(url, request, limits)
+
         try:
-            async with self._session.request(
-                method, url, data=data, headers=headers, timeout=limits, allow_redirects=False
-            ) as response:
-                if response.status != 200:
-                    raise await _server_error(response)
-                yield response
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Unreachable(
-                f"cannot connect to {self.url}: {_reason(error)}",
-                hint="is the node running? `kvnode start` starts one; --url or KVNODE_URL names another",
-            ) from error
-        except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
-            raise _not_kvnode(f"{self.url}: {_reason(error)}") from error
-        except TimeoutError as error:
-            raise Unanswered(
-                f"{self.url} did not answer within {self._timeout_s:g} s",
-                hint=unanswered,
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unanswered(
-                f"the connection to {self.url} broke before the answer was whole",
-                hint=unanswered,
-            ) from error
+            return await self._failover.call(send, is_read=False)
+        except ServerError as error:
+            if error.position is not None:
+                self._session.saw(error.position)
+            raise
+
+    async def _read(self, read: _Read[_T], consistent: bool) -> _T:
+        """What a read finds on the first node that can show what this client saw before."""
+
+        async def attempt(url: str, limits: Limits) -> _T:
+            if not consistent:
+                found, _ = await read(url, limits, None)
+                return found
+            await self._prove(url, limits)
+            token = self._session.position
+            found, seen = await read(url, limits, token)
+            self._session.saw(seen, token)
+            return found
+
+        return await self._failover.call(attempt, is_read=True)
+
+    async def _prove(self, url: str, limits: Limits) -> None:
+        """Have a node confirm that what was seen in earlier reigns is part of the newest; see `session`.
+
+        Raises:
+            HistoryLost: it is not.
+            ServerError: with the code `not_caught_up`, the node did not say.
+        """
+        if not self._session.unproven:
+            return
+        # Each takes a read of some key. The first one waits until the node is in the newest reign.
+        for token in (self._session.position, *(unproven := self._session.unproven)):
+            _, seen = await self._read_key("-", url, limits, token)
+            self._session.saw(seen, token)
+        if not set(unproven).isdisjoint(self._session.unproven):
+            # Two nodes behind one URL have answered.
+            raise ServerError(503, "not_caught_up", f"{url} is not in the newest epoch yet", url=url)
+
+    async def _read_key(
+        self, key: str, url: str, limits: Limits, token: Position | None
+    ) -> tuple[Record | None, Position]:
+        try:
+            answer = await self._transport.fetch(url, Request("GET", read_target(key, token)), limits)
+        except ServerError as error:
+            if error.code != "key_not_found":
+                raise
+            if error.position is None:
+                raise not_kvnode(f"{url}: an answer without Kv-Seq and Kv-Epoch", url) from error
+            return None, error.position
+        record = decode_record(url, answer.body, answer.headers)
+        return record, record.applied
+
+    async def _blocks(self, query: RangeQuery, consistent: bool) -> AsyncGenerator[tuple[str, bytes], None]:
+        """Yield a range in blocks of whole lines, each with the node that it comes from."""
+
+        async def begin(url: str, limits: Limits, token: Position | None) -> tuple[_Range, Position]:
+            request = Request("GET", range_target(query, token), accept=NDJSON)
+            async with AsyncExitStack() as stack:
+                stream = await stack.enter_async_context(self._transport.stream(url, request, limits))
+                blocks = await stack.enter_async_context(aclosing(stream.blocks()))
+                # Up to here another node can take over.
+                first = await anext(blocks, None)
+                seen = position_of(url, stream.headers)
+                stream.let_run()
+                return _Range(url, first, blocks, stack.pop_all()), seen
+
+        found = await self._read(begin, consistent)
+        try:
+            async with found.stack:
+                if found.first is not None:
+                    yield found.url, found.first
+                    async for block in found.rest:
+                        yield found.url, block
+        except ClientError:
+            self._failover.failed(found.url)
+            raise
 
 
-def parse_url(text: str) -> str:
-    """A node's address in its one form: with a scheme, without a slash at the end.
+class _Range(NamedTuple):
+    """A range that has begun to come.
 
-    `HOST:PORT` is taken for `http://HOST:PORT`.
+    Attributes:
+        url: of the node.
+        first: its first block; None where it is empty.
+        rest: the others.
+        stack: ends it.
+    """
+
+    url: str
+    first: bytes | None
+    rest: AsyncGenerator[bytes, None]
+    stack: AsyncExitStack
+
+
+def parse_position(text: str) -> Position:
+    """Read what `str` of a position printed, such as ``3.9f2c1a7b-42``.
 
     Raises:
-        ValueError: it is no such address.
+        ValueError: the text is none.
     """
-    full = text if "://" in text else f"http://{text}"
+    epoch, _, seq = text.rpartition("-")
     try:
-        url = URL(full)
-    except ValueError as error:
-        raise ValueError(f"{text!r}: {error}") from error
-    if url.scheme not in {"http", "https"} or not url.host or url.query_string or url.fragment:
-        raise ValueError(f"{text!r}: expected http://HOST:PORT")
-    return str(url).rstrip("/")
-
-
-def _path_segment(key: str) -> str:
-    # `.` and `..` alone are steps in a path, so they need an escape too.
-    return quote(key, safe="") if key.strip(".") else key.replace(".", "%2E")
-
-
-def _with_query(path: str, parameters: Mapping[str, str]) -> str:
-    return f"{path}?{urlencode(parameters, quote_via=quote, safe='')}" if parameters else path
-
-
-def _is_chunked(response: aiohttp.ClientResponse) -> bool:
-    return "chunked" in response.headers.get("Transfer-Encoding", "").lower()
-
-
-def _decode(answer: bytes, kind: type[_T]) -> _T:
-    return _read(answer, lambda text: msgspec.json.decode(text, type=kind))
-
-
-def _read(answer: bytes, decode: Callable[[bytes], _T]) -> _T:
-    try:
-        return decode(answer)
-    except (ValueError, RecursionError) as error:
-        raise _not_kvnode(f"an answer that cannot be read: {error}") from error
-
-
-def _applied(headers: Mapping[str, str]) -> Position:
-    try:
-        return Position(Epoch.parse(headers["Kv-Epoch"]), int(headers["Kv-Seq"]))
-    except (KeyError, ValueError) as error:
-        raise _not_kvnode("an answer without Kv-Seq and Kv-Epoch") from error
-
-
-def _version(headers: Mapping[str, str]) -> Position:
-    epoch, _, seq = headers.get("ETag", "").strip('"').rpartition("-")
-    try:
-        return Position(Epoch.parse(epoch), int(seq))
-    except ValueError as error:
-        raise _not_kvnode("a value without the ETag of its version") from error
-
-
-async def _server_error(response: aiohttp.ClientResponse) -> ServerError | BadAnswer:
-    answer = await response.read()
-    try:
-        error = msgspec.json.decode(answer, type=_ErrorAnswer).error
-        code, message = error.pop("code"), error.pop("message")
-    except (msgspec.DecodeError, RecursionError, KeyError):
-        return _not_kvnode(f"{response.url.origin()} answered HTTP {response.status} in a form of its own")
-    hint = error.pop("hint", None)
-    return ServerError(
-        response.status,
-        str(code),
-        str(message),
-        error,
-        hint=None if hint is None else str(hint),
-        retry_after_s=_retry_after_s(response),
-    )
-
-
-def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
-    # The other form that HTTP allows, a date, is none that a node sends.
-    text = response.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdigit() else None
-
-
-def _not_kvnode(what: str) -> BadAnswer:
-    return BadAnswer(what, hint="is this a node's REST address, not its peer port or another service?")
-
-
-def _reason(error: Exception) -> str:
-    """The reason in the words of the operating system, without aiohttp's own frame around it."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        cause = error.os_error
-        # asyncio puts its own text into strerror; a failed name look-up has its own numbers, below zero.
-        if cause.errno is not None and cause.errno > 0:
-            return os.strerror(cause.errno)
-        return cause.strerror or str(cause)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return "timed out"
-    return str(error) or type(error).__name__
+        if seq.isascii() and seq.isdigit():
+            return Position(Epoch.parse(epoch), int(seq))
+    except ValueError:
+        pass
+    raise ValueError(f"not a position, expected EPOCH-SEQ such as 3.9f2c1a7b-42: {text!r}")

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from kvnode.cli.client import Written
-from kvnode.cli.errors import ClientError, ServerError, Unanswered, Unreachable
+from kvnode.cli.errors import ClientError, NoNodeAvailable, ServerError, Unanswered, Unreachable
 from kvnode.cli.lines import BadLine, Batch
+from kvnode.cli.results import Written
 from kvnode.protocol.types import Position
 
 _FIRST_BACKOFF_S = 0.1
@@ -242,7 +242,7 @@ class Loader:
                 except ClientError as error:
                     if _is_refused(error):
                         return self._split(batch, error)
-                    if not _wrote_nothing(error):
+                    if error.maybe_written:
                         cause = Cause.UNKNOWN
                     if retries == self._policy.retries or not _is_passing(error):
                         attempts = f" after {retries + 1} attempts" if retries else ""
@@ -285,8 +285,7 @@ class Loader:
 
     def _delay_s(self, error: ClientError, retries: int) -> float:
         backoff_s = min(_FIRST_BACKOFF_S * 2.0 ** min(retries, 16), _LONGEST_BACKOFF_S)
-        asked_s = error.retry_after_s if isinstance(error, ServerError) else None
-        return max(backoff_s * (1 + self._jitter()) / 2, asked_s or 0.0)
+        return max(backoff_s * (1 + self._jitter()) / 2, error.retry_after_s or 0.0)
 
 
 def _first_line(piece: Batch | BadLine) -> int:
@@ -302,15 +301,8 @@ def _is_refused(error: ClientError) -> bool:
     return isinstance(error, ServerError) and error.status in {400, 413}
 
 
-def _wrote_nothing(error: ClientError) -> bool:
-    """Whether it is certain that the attempt changed nothing."""
-    if isinstance(error, ServerError):
-        return error.status < 500 or error.status in {503, 507}
-    return isinstance(error, Unreachable)
-
-
 def _is_passing(error: ClientError) -> bool:
     """Whether the same batch may succeed later."""
     if isinstance(error, ServerError):
         return error.status >= 500
-    return isinstance(error, Unreachable | Unanswered)
+    return isinstance(error, Unreachable | Unanswered | NoNodeAvailable)

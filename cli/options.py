@@ -7,8 +7,8 @@ from typing import ParamSpec, TypeVar
 
 import click
 
-from kvnode.cli.client import DEFAULT_URL, parse_url
 from kvnode.cli.reporting import want_json
+from kvnode.cli.urls import DEFAULT_URL, parse_urls
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -29,41 +29,59 @@ def _key_callback(ctx: click.Context, param: click.Parameter, key: str) -> str |
     return text_callback(ctx, param, key)
 
 
-def _url_callback(ctx: click.Context, param: click.Parameter, text: str) -> str:
+def _urls_callback(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
     try:
-        return parse_url(text)
+        return parse_urls(text)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _url_callback(ctx: click.Context, param: click.Parameter, text: str) -> str:
+    urls = _urls_callback(ctx, param, text)
+    if len(urls) != 1:
+        raise click.BadParameter("this command is about one node: name that one", ctx, param)
+    return urls[0]
 
 
 key_argument = click.argument("key", callback=_key_callback)
 
 
 def node_options(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """`--url` and `--timeout`; they reach the command as `url` and `timeout_s`."""
-    for option in (
-        click.option(
-            "--timeout",
-            "timeout_s",
-            type=click.FloatRange(min=0, min_open=True),
-            default=30.0,
-            show_default=True,
-            metavar="SECONDS",
-            help="Longest wait for an answer.",
-        ),
-        click.option(
-            "--url",
-            callback=_url_callback,
-            envvar="KVNODE_URL",
-            default=DEFAULT_URL,
-            show_default=True,
-            show_envvar=True,
-            metavar="URL",
-            help="The node to talk to.",
-        ),
-    ):
-        command = option(command)
-    return command
+    """`--url` of one node, and `--timeout`; they reach the command as `url` and `timeout_s`."""
+    return _url_option("url", _url_callback, "The node to talk to.")(_timeout_option(command))
+
+
+def nodes_options(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`--url` of one or several nodes, and `--timeout`; they reach the command as `urls` and `timeout_s`."""
+    text = "The node to talk to; of several, URL,URL,..., the next one where one does not answer."
+    return _url_option("urls", _urls_callback, text)(_timeout_option(command))
+
+
+_timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest wait for an answer.",
+)
+
+
+def _url_option(
+    name: str, callback: Callable[[click.Context, click.Parameter, str], object], help_text: str
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    return click.option(
+        "--url",
+        name,
+        callback=callback,
+        envvar="KVNODE_URL",
+        default=DEFAULT_URL,
+        show_default=True,
+        show_envvar=True,
+        metavar="URL",
+        help=help_text,
+    )
 
 
 def json_option(help_text: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:

@@ -253,7 +253,8 @@ def bench(ctx: click.Context, /, as_json: bool, cleanup: bool, is_filled: bool |
         try:
             uvloop.run(fill(plan))
         except KvError as error:
-            error.hint = error.hint or "--no-fill leaves out to write all keys once before the measurement"
+            way_out = "--no-fill leaves out to write all keys once before the measurement"
+            error.hint = f"{way_out}; {error.hint}" if error.hint else way_out
             raise
     _tell("measuring; Ctrl-C ends it with the results so far ...")
     outcome, is_interrupted = measure(plan)

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import click
 
-from kvnode.cli.client import Client, RangeQuery
+from kvnode.cli.client import Client
 from kvnode.cli.errors import ClientError, DumpIncomplete, Unanswered
-from kvnode.cli.options import node_options, text_callback
+from kvnode.cli.options import nodes_options, text_callback
 from kvnode.cli.progress import Advance, progress
 
 
@@ -37,8 +37,8 @@ Examples:
     metavar="FILE",
     help="Write to FILE, which is made or replaced only once the dump is whole.",
 )
-@node_options
-def dump(prefix: str, path: Path | None, url: str, timeout_s: float) -> None:
+@nodes_options
+def dump(prefix: str, path: Path | None, urls: tuple[str, ...], timeout_s: float) -> None:
     """Write all records, or those of a prefix, as JSON lines.
 
     One {"key": ..., "value": ...} a line, in key order, from one snapshot of the node; `kvnode load` reads it back. A
@@ -47,26 +47,28 @@ def dump(prefix: str, path: Path | None, url: str, timeout_s: float) -> None:
     if path is None:
         # On a terminal the records themselves show how far it is.
         if sys.stdout.isatty():
-            asyncio.run(_dump(prefix, sys.stdout.buffer, lambda size, records: None, url, timeout_s))
+            asyncio.run(_dump(prefix, sys.stdout.buffer, lambda size, records: None, urls, timeout_s))
         else:
             with progress("dumping", None) as advance:
-                asyncio.run(_dump(prefix, sys.stdout.buffer, advance, url, timeout_s))
+                asyncio.run(_dump(prefix, sys.stdout.buffer, advance, urls, timeout_s))
         return
     with _whole_or_nothing(path) as out, progress("dumping", None) as advance:
-        count = asyncio.run(_dump(prefix, out, advance, url, timeout_s))
+        count = asyncio.run(_dump(prefix, out, advance, urls, timeout_s))
     click.echo(f"{count:,} records written to {path}", err=True)
 
 
-async def _dump(prefix: str, out: BinaryIO, advance: Advance, url: str, timeout_s: float) -> int:
+async def _dump(prefix: str, out: BinaryIO, advance: Advance, urls: tuple[str, ...], timeout_s: float) -> int:
     """Write the records to `out`, whole lines only; return how many there are.
 
     Raises:
         ClientError, DumpIncomplete: what was written is not all.
     """
     count = 0
-    query = RangeQuery(prefix=prefix)
     try:
-        async with Client(url, timeout_s=timeout_s) as client, aclosing(client.dump(query)) as blocks:
+        async with (
+            Client(urls, timeout_s=timeout_s, retries=0) as client,
+            aclosing(client.dump(prefix=prefix)) as blocks,
+        ):
             async for block in blocks:
                 out.write(block)
                 records = block.count(b"\n")

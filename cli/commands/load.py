@@ -19,7 +19,7 @@ from kvnode.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, ClientError
 from kvnode.cli.jsontext import to_json
 from kvnode.cli.lines import BadLine, Batch, MiB, ReadAhead, read_batches, read_lines
 from kvnode.cli.loading import Cause, Loader, Policy, Summary
-from kvnode.cli.options import json_option, node_options
+from kvnode.cli.options import json_option, nodes_options
 from kvnode.cli.progress import Advance, progress
 from kvnode.cli.reporting import report, warn
 from kvnode.protocol.types import Position
@@ -83,7 +83,7 @@ Examples:
     help='Write {"first_line", "last_line", "seq", "epoch"} to FILE for each batch, at once when it is acknowledged.',
 )
 @json_option("Print the summary as a JSON object on stdout.")
-@node_options
+@nodes_options
 @click.pass_context
 def load(
     ctx: click.Context,
@@ -95,7 +95,7 @@ def load(
     failed_path: Path | None,
     acked_path: Path | None,
     as_json: bool,
-    url: str,
+    urls: tuple[str, ...],
     timeout_s: float,
 ) -> None:
     """Store the records of a JSON lines file.
@@ -126,7 +126,7 @@ def load(
         acked = _open_output(stack, acked_path, source)
         advance = stack.enter_context(progress("loading", _size_ahead(source)))
         label = "<stdin>" if file == _STANDARD_INPUT else str(file)
-        client = Client(url, timeout_s=timeout_s, connections=connections)
+        client = Client(urls, timeout_s=timeout_s, connections=connections, retries=0)
         report_lines = _LineReport(ctx, label, failed, acked, advance)
         loader = Loader(client.batch_texts, report_lines, policy, jitter=random.random)
         try:

@@ -59,7 +59,7 @@ def promote(force: bool, as_json: bool, url: str, timeout_s: float) -> None:
 
 
 async def _promote(force: bool, url: str, timeout_s: float) -> Promotion:
-    async with Client(url, timeout_s=timeout_s) as client:
+    async with Client(url, timeout_s=timeout_s, retries=0) as client:
         return await client.promote(force=force)
 
 

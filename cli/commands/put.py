@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from kvnode.cli.client import Client, Written
-from kvnode.cli.jsontext import check_json, to_json
-from kvnode.cli.options import json_option, key_argument, node_options
+from kvnode.cli.jsontext import to_json
+from kvnode.cli.jsonvalues import JsonText
+from kvnode.cli.options import json_option, key_argument, nodes_options
 
 
 @click.command(
@@ -37,16 +38,22 @@ Examples:
     help="Take the value from FILE.",
 )
 @json_option('Print {"status", "key", "seq", "epoch"}.')
-@node_options
+@nodes_options
 def put(
-    key: str, value: str | None, is_json: bool, path: Path | None, as_json: bool, url: str, timeout_s: float
+    key: str,
+    value: str | None,
+    is_json: bool,
+    path: Path | None,
+    as_json: bool,
+    urls: tuple[str, ...],
+    timeout_s: float,
 ) -> None:
     """Set a key to a value.
 
     VALUE is stored as a string, `-` reads it from the standard input. The command returns once the node has made
     the write durable.
     """
-    written = asyncio.run(_put(key, _value(value, path, is_json), url, timeout_s))
+    written = asyncio.run(_put(key, _value(value, path, is_json), urls, timeout_s))
     if as_json:
         seq, epoch = written.position.seq, str(written.position.epoch)
         click.echo(to_json({"status": "OK", "key": key, "seq": seq, "epoch": epoch}))
@@ -54,13 +61,13 @@ def put(
         click.echo("OK")
 
 
-async def _put(key: str, value: bytes, url: str, timeout_s: float) -> Written:
-    async with Client(url, timeout_s=timeout_s) as client:
+async def _put(key: str, value: str | JsonText, urls: tuple[str, ...], timeout_s: float) -> Written:
+    async with Client(urls, timeout_s=timeout_s, retries=0) as client:
         return await client.put(key, value)
 
 
-def _value(argument: str | None, path: Path | None, is_json: bool) -> bytes:
-    """The value to store, as JSON text."""
+def _value(argument: str | None, path: Path | None, is_json: bool) -> str | JsonText:
+    """The value to store."""
     match argument, path:
         case None, Path():
             content = path.read_bytes()
@@ -72,7 +79,7 @@ def _value(argument: str | None, path: Path | None, is_json: bool) -> bytes:
         case _:
             raise click.UsageError("give either VALUE or --file FILE")
     try:
-        return check_json(content) if is_json else to_json(content.decode("utf-8"))
+        return JsonText(content) if is_json else content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"the value is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except ValueError as error:

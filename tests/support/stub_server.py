@@ -47,6 +47,8 @@ class CutStream:
     """Close the connection after that many records of a range, and some bytes of the next one."""
 
     after_records: int
+    #: what it waits for before it does so
+    when: asyncio.Event | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ class StubServer:
 
     def __init__(self) -> None:
         self.seq = 0
+        self.epoch = EPOCH
+        #: epoch -> its last seq, of the reigns before the present one
+        self.earlier: dict[str, int] = {}
         #: key -> (seq that wrote it, JSON text)
         self.records: dict[str, tuple[int, str]] = {}
         #: by route, such as /batchput
@@ -163,6 +168,7 @@ class StubServer:
                 raise asyncio.CancelledError
             case Say(said, content_type, headers):
                 return web.Response(body=said, content_type=content_type, headers=headers)
+        self._check_token(request)
         if route == "/readrange":
             return await self._read_range(request, fault)
         return self._route(request, route, body)
@@ -187,7 +193,7 @@ class StubServer:
             case "POST", "/cluster/promote":
                 assert json.loads(body).keys() == {"force"}
                 return self._json(
-                    {"status": "OK", "name": "stub", "epoch": EPOCH, "last_seq": self.seq, "members": self.members}
+                    {"status": "OK", "name": "stub", "epoch": self.epoch, "last_seq": self.seq, "members": self.members}
                 )
             case "POST", "/cluster/forget":
                 name = json.loads(body)["name"]
@@ -199,6 +205,18 @@ class StubServer:
                 return self._json(self.status)
         raise Refused(404, "route_not_found", f"no route {request.path}")
 
+    def _check_token(self, request: web.Request) -> None:
+        """Refuse a read that asks for an entry which is not here."""
+        if "min_seq" not in request.query:
+            return
+        seq, epoch = int(request.query["min_seq"]), request.query["epoch"]
+        if epoch == self.epoch or _term(epoch) > _term(self.epoch):
+            if epoch != self.epoch or seq > self.seq:
+                raise Refused(503, "not_caught_up", f"seq {seq} is not applied here yet", min_seq=seq)
+        elif seq > self.earlier.get(epoch, 0):
+            message = f"{epoch}-{seq} is not in this node's history"
+            raise Refused(409, "history_lost", message, epoch=epoch, seq=seq)
+
     def _read(self, key: str) -> web.Response:
         if key not in self.records:
             raise Refused(404, "key_not_found", "no such key", key=key)
@@ -206,7 +224,7 @@ class StubServer:
         return web.Response(
             text=f'{{"key":{json.dumps(key)},"value":{text}}}',
             content_type="application/json",
-            headers={**self._position(), "ETag": f'"{EPOCH}-{seq}"'},
+            headers={**self._position(), "ETag": f'"{self.epoch}-{seq}"'},
         )
 
     async def _read_range(self, request: web.Request, fault: Fault | None) -> web.StreamResponse:
@@ -233,6 +251,8 @@ class StubServer:
             line = f'{{"key":{json.dumps(key)},"value":{value}}}\n'.encode()
             if isinstance(fault, CutStream) and number == fault.after_records:
                 await response.write(line[:7])
+                if fault.when is not None:
+                    await fault.when.wait()
                 assert request.transport is not None
                 request.transport.close()
                 raise asyncio.CancelledError
@@ -260,12 +280,16 @@ class StubServer:
         self.records.update({key: (self.seq, text) for key, text in items})
 
     def _position(self) -> dict[str, str]:
-        return {"Kv-Seq": str(self.seq), "Kv-Epoch": EPOCH}
+        return {"Kv-Seq": str(self.seq), "Kv-Epoch": self.epoch}
 
     def _json(
         self, members: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None
     ) -> web.Response:
         return web.json_response(members, status=status, headers={**self._position(), **(headers or {})})
+
+
+def _term(epoch: str) -> int:
+    return int(epoch.partition(".")[0])
 
 
 def _item(text: str) -> tuple[str, str]:

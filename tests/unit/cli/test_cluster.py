@@ -115,7 +115,8 @@ def test_what_force_does_not_help_against_has_no_such_hint(
     stub.faults["/cluster/promote"].append(Answer(status, code))
     result = kvnode("promote")
     assert result.exit_code == 1
-    assert result.stderr == f"error: told to answer {code} ({code})\n"
+    assert result.stderr.startswith(f"error: told to answer {code} ({code})\n")
+    assert "--force" not in result.stderr
 
 
 # ---- forget --------------------------------------------------------------------------------------------------------
@@ -140,4 +141,4 @@ def test_a_refused_forget(kvnode: Kvnode, stub: StubServer, status: int, code: s
     stub.faults["/cluster/forget"].append(Answer(status, code))
     result = kvnode("forget", "n1")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"error: told to answer {code} ({code})\n"
+    assert result.stderr.startswith(f"error: told to answer {code} ({code})\n")

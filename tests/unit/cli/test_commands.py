@@ -405,7 +405,12 @@ def test_every_failure_is_one_error_and_exit_code_1(
 def test_an_error_in_json_has_the_form_of_rest(kvnode: Kvnode, stub: StubServer) -> None:
     stub.faults["/put"].append(Answer(503, "overloaded", retry_after=1))
     result = kvnode("put", "a", "1", "--json")
-    assert error_of(result) == {"code": "overloaded", "message": "told to answer overloaded", "told": True}
+    assert error_of(result) == {
+        "code": "overloaded",
+        "message": "told to answer overloaded",
+        "hint": "wait a little, and have fewer requests in flight",
+        "told": True,
+    }
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:y"])

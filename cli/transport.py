@@ -1,0 +1,263 @@
+"""One request to one node over HTTP: its answer, or the error that says how far it came.
+
+Whether a write may be sent again depends on whether any byte of it was sent. That is not guessed from the kind of
+failure: aiohttp says when it begins to write a request (`on_request_headers_sent`, before the first byte is handed
+to the socket). What failed before that is `Unreachable`, what failed later `Unanswered`.
+
+aiohttp itself repeats a GET, once, when its connection breaks before the answer; never a POST. A kept connection that
+the node has closed meanwhile is noticed and not used if the event loop has had a chance to see it; hence the turns
+of the loop before a POST. The node keeps idle connections for 75 s and this side for 15 s, so this happens only
+when a node stops. In the instant that remains, a POST on such a connection is `Unanswered`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace, TracebackType
+from typing import NamedTuple, Self
+
+import aiohttp
+from yarl import URL
+
+from kvnode.cli.answers import error_of_answer, not_kvnode
+from kvnode.cli.errors import Unanswered, Unreachable
+
+NDJSON = "application/x-ndjson"
+
+#: How long aiohttp keeps an idle connection; a node keeps it for longer.
+_KEEPALIVE_S = 15.0
+
+_UNREACHABLE_HINT = "is the node running? `kvnode start` starts one; --url or KVNODE_URL names another"
+_CROWDED_HINT = "more `connections` or a longer timeout help where many requests are in flight"
+
+
+class Request(NamedTuple):
+    """What to send.
+
+    Attributes:
+        method: of HTTP.
+        target: path and query, escaped.
+        body: JSON text, or None.
+        accept: the media type wanted.
+        unanswered: the hint of an `Unanswered`: what may have happened all the same.
+    """
+
+    method: str
+    target: str
+    body: bytes | None = None
+    accept: str = "application/json"
+    unanswered: str | None = None
+
+
+class Limits(NamedTuple):
+    """How long one request may take.
+
+    Attributes:
+        deadline: of the whole request up to its answer's head, on the event loop's clock.
+        connect_s: longest wait for one connection to be made.
+        answer_s: longest wait for the answer, or for the head of a streamed one, once the request is being sent.
+        silence_s: longest wait for the next piece of a streamed answer.
+    """
+
+    deadline: float
+    connect_s: float
+    answer_s: float
+    silence_s: float
+
+
+class Answer(NamedTuple):
+    """A 200.
+
+    Attributes:
+        body: as it was sent.
+        headers: by their names, in any case.
+    """
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Stream:
+    """An answer of JSON lines that comes bit by bit.
+
+    Attributes:
+        headers: of the answer.
+    """
+
+    def __init__(self, url: str, response: aiohttp.ClientResponse, timeout: asyncio.Timeout) -> None:
+        self.headers: Mapping[str, str] = response.headers
+        self._url = url
+        self._response = response
+        self._timeout = timeout
+
+    def let_run(self) -> None:
+        """Lift the limit on the whole: a stream may take hours, but not long without a byte."""
+        self._timeout.reschedule(None)
+
+    async def blocks(self) -> AsyncGenerator[bytes, None]:
+        """Yield what comes, untouched, in blocks that each end with a line's end.
+
+        Raises:
+            BadAnswer: it has another form, or ends within a line.
+        """
+        response, url = self._response, self._url
+        if response.content_type != NDJSON:
+            raise not_kvnode(f"{url}: answered {response.content_type}, not {NDJSON}", url)
+        if response.content_length is None and "chunked" not in self.headers.get("Transfer-Encoding", "").lower():
+            # An end that is only a closed connection looks the same when the answer was cut.
+            raise not_kvnode(f"{url}: the answer has no marked end", url)
+        rest = b""
+        async for chunk in response.content.iter_any():
+            # A line's end inside a long line cannot be: only the new chunk has to be searched.
+            whole, newline, tail = chunk.rpartition(b"\n")
+            if newline:
+                yield rest + whole + newline
+                rest = tail
+            else:
+                rest += tail
+        if rest:
+            raise not_kvnode(f"{url}: the last line has no end", url)
+
+
+class Transport:
+    """Connections to nodes, kept while they are of use. Use it as an asynchronous context manager.
+
+    Args:
+        connections: most requests in flight to one node; more wait for a free connection.
+    """
+
+    def __init__(self, connections: int) -> None:
+        self._connections = connections
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_note_sending)
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._connections, keepalive_timeout=_KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[trace],
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._http is not None
+        await self._http.close()
+
+    async def fetch(self, url: str, request: Request, limits: Limits) -> Answer:
+        """Send a request and return its whole answer.
+
+        Raises:
+            ServerError, Unreachable, Unanswered, BadAnswer.
+        """
+        async with self._exchange(url, request, limits) as (response, _):
+            return Answer(await response.read(), response.headers)
+
+    @asynccontextmanager
+    async def stream(self, url: str, request: Request, limits: Limits) -> AsyncIterator[Stream]:
+        """Send a request and hand out its answer when the head has come.
+
+        Raises:
+            ServerError, Unreachable, Unanswered, BadAnswer: also where reading it fails in the block.
+        """
+        async with self._exchange(url, request, limits) as (response, timeout):
+            yield Stream(url, response, timeout)
+
+    @asynccontextmanager
+    async def _exchange(
+        self, url: str, request: Request, limits: Limits
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, asyncio.Timeout]]:
+        assert self._http is not None, "enter the client first: async with Client(...) as client"
+        headers = {"Accept": request.accept}
+        data = None
+        if request.body is not None:
+            headers["Content-Type"] = "application/json"
+            # As a file, a large body is sent piece by piece and other requests can go on meanwhile.
+            data = io.BytesIO(request.body)
+            # Lets the loop look at its sockets, and act on what it saw: connections that were closed.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        timeouts = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s, sock_read=limits.silence_s)
+        timeout = asyncio.timeout_at(limits.deadline)
+        sending = _Sending(timeout, limits)
+        try:
+            async with (
+                timeout,
+                self._http.request(
+                    request.method,
+                    # Keys are escaped already; yarl must neither unescape them nor resolve a `..`.
+                    URL(url + request.target, encoded=True),
+                    data=data,
+                    headers=headers,
+                    timeout=timeouts,
+                    allow_redirects=False,
+                    trace_request_ctx=sending,
+                ) as response,
+            ):
+                if response.status != 200:
+                    raise error_of_answer(url, response.status, response.headers, await response.read())
+                yield response, timeout
+        except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
+            raise not_kvnode(f"{url}: {_reason(error)}", url) from error
+        except (aiohttp.ClientError, OSError) as error:
+            if sending.has_begun:
+                raise _unanswered(url, error, limits, request.unanswered) from error
+            raise _unreachable(url, error) from error
+
+
+class _Sending:
+    """How far one request has come.
+
+    Attributes:
+        has_begun: whether a byte of it may have been sent.
+    """
+
+    def __init__(self, timeout: asyncio.Timeout, limits: Limits) -> None:
+        self.has_begun = False
+        self._timeout = timeout
+        self._limits = limits
+
+    def begin(self) -> None:
+        """From now on it is the node's answer that is waited for, not a connection."""
+        self.has_begun = True
+        now = asyncio.get_running_loop().time()
+        self._timeout.reschedule(min(self._limits.deadline, now + self._limits.answer_s))
+
+
+async def _note_sending(
+    session: aiohttp.ClientSession, context: SimpleNamespace, parameters: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    context.trace_request_ctx.begin()
+
+
+def _unreachable(url: str, error: Exception) -> Unreachable:
+    if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Unreachable(f"no connection to {url} was free in time", hint=_CROWDED_HINT, url=url)
+    return Unreachable(f"cannot connect to {url}: {_reason(error)}", hint=_UNREACHABLE_HINT, url=url)
+
+
+def _unanswered(url: str, error: Exception, limits: Limits, hint: str | None) -> Unanswered:
+    if isinstance(error, aiohttp.SocketTimeoutError):
+        return Unanswered(f"{url} has sent nothing for {limits.silence_s:g} s", hint=hint, url=url)
+    if isinstance(error, TimeoutError):
+        return Unanswered(f"{url} did not answer within {round(limits.answer_s, 2):g} s", hint=hint, url=url)
+    return Unanswered(f"the connection to {url} broke before the answer was whole", hint=hint, url=url)
+
+
+def _reason(error: Exception) -> str:
+    """The reason in the words of the operating system, without aiohttp's own frame around it."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        # asyncio puts its own text into strerror; a failed name look-up has its own numbers, below zero.
+        if cause.errno is not None and cause.errno > 0:
+            return os.strerror(cause.errno)
+        return cause.strerror or str(cause)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return "timed out"
+    return str(error) or type(error).__name__
