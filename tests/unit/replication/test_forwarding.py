@@ -540,3 +540,32 @@ async def test_stop_while_it_connects() -> None:
         await at.forwarder.stop()
     async with forwarding(listening=False) as at:
         await at.forwarder.stop()
+
+
+# ---- what is counted -------------------------------------------------------------------------------------------
+
+
+async def test_each_write_is_counted_once_by_what_became_of_it() -> None:
+    async with forwarding() as at:
+        counters = at.shared.counters
+        at.store.publish(1)
+        peer = await at.connected()
+        futures = [at.write(timeout_s=0.01 if number == 2 else PATIENCE_S) for number in range(5)]
+        frames = [await peer.take(Write) for _ in futures]
+        assert sum(counters.forwarded.values()) == 0
+        futures[0].cancel()
+        peer.send(answer(frames[0].request_id, 1))
+        peer.send(answer(frames[1].request_id, 0, Epoch(0), error=("draining", "it stops", None)))
+        # The third is never applied here.
+        peer.send(answer(frames[2].request_id, 9))
+        peer.send(answer(frames[3].request_id, 1))
+        assert isinstance(await at.fail(futures[2]), ReplicationTimeout)
+        await futures[3]
+        peer.reset()
+        assert isinstance(await at.fail(futures[4]), OutcomeUnknown)
+        assert counters.forwarded == {"ok": 2, "refused": 1, "timeout": 1, "unknown": 1}
+        assert counters.forwarded_seconds.count == 5
+        # What was never sent is none of them.
+        await at.until_ready(False)
+        at.refusal()
+        assert counters.forwarded_seconds.count == 5

@@ -468,3 +468,47 @@ def test_abandoned_log_leaves_the_file_as_it_is() -> None:
     log.wal.abandon()
     assert log.disk.snapshot() == before
     assert log.disk.open_handles() == []
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------
+
+
+def test_syncs_are_timed_and_bytes_counted() -> None:
+    log = Log(records_a_segment=2)
+    now = [0.0]
+    seen: list[float] = []
+
+    def tick() -> float:
+        now[0] += 0.25
+        return now[0]
+
+    log.append()
+    log.wal.time_syncs(tick, seen.append)
+    log.append()
+    assert seen == [0.25]
+    # The tail that is closed is synced, too.
+    log.append()
+    log.wal.sync()
+    assert seen == [0.25] * 4
+    assert log.wal.appended_bytes == 3 * RECORD
+
+
+def test_a_sync_that_failed_is_not_among_them() -> None:
+    log = Log()
+    seen: list[float] = []
+    log.wal.time_syncs(lambda: 0.0, seen.append)
+    log.disk.plan.fail(("sync", "*"), errno.EIO)
+    with pytest.raises(LogFailed):
+        log.append()
+    assert seen == []
+    assert log.wal.appended_bytes == 0
+
+
+def test_without_syncs_there_is_nothing_to_time() -> None:
+    log = Log(sync=False)
+    seen: list[float] = []
+    log.wal.time_syncs(lambda: 0.0, seen.append)
+    log.append()
+    assert seen == []
+    log.wal.sync()
+    assert seen == [0.0]
