@@ -63,7 +63,10 @@ async def test_a_full_sync_replaces_everything_and_the_stream_goes_on_behind_it(
         assert await at.value(b"new0007") == b"7"
         assert at.store.applied == Position(EPOCH, 50)
         assert at.store.serving
+        synced = at.store.counters.sync_seconds.count
         await send_entries(peer, 51, 60)
+        # Of the log that came with it, too, each sync is timed.
+        assert at.store.counters.sync_seconds.count > synced
         assert at.log_records() == list(records(51, 60))
         assert at.disk.full_syncs_received == 1
         assert at.disk.incoming_keys == 55
