@@ -67,7 +67,9 @@ _STATUS_EXAMPLES = {
 }
 
 _METRICS_EXAMPLE = (
-    "# HELP kvnode_last_seq The last entry in the log.\n# TYPE kvnode_last_seq gauge\nkvnode_last_seq 42.0\n"
+    "# HELP kvnode_wal_last_seq The last entry in the log.\n"
+    "# TYPE kvnode_wal_last_seq gauge\n"
+    "kvnode_wal_last_seq 42.0\n"
 )
 
 _EVENTS_EXAMPLE = (
