@@ -173,7 +173,7 @@ def member_names(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     from kvnode.cli.client import Client
 
     async def ask() -> dict[str, Any]:
-        async with asyncio.timeout(_PATIENCE_S), Client(ctx.params["urls"], timeout_s=_PATIENCE_S) as client:
+        async with asyncio.timeout(_PATIENCE_S), Client(ctx.params["urls"], retries=0) as client:
             return (await client.status()).fields
 
     fields = asyncio.run(ask())

@@ -14,7 +14,7 @@ from kvnode.cli.benchprocesses import measure
 from kvnode.cli.benchreport import BenchReport
 from kvnode.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from kvnode.cli.jsontext import to_json
-from kvnode.cli.options import json_option, node_options, text_callback
+from kvnode.cli.options import json_option, nodes_options, text_callback
 from kvnode.cli.tables import make_console
 from kvnode.cli.workload import Distribution, Kind, Workload
 from kvnode.node.config import parse_size
@@ -217,7 +217,7 @@ Examples:
     "--cleanup", is_flag=True, help="Delete the keys at the end, also those of earlier runs with the same options."
 )
 @json_option("Print one object with all numbers.")
-@node_options
+@nodes_options
 @click.pass_context
 def bench(ctx: click.Context, /, as_json: bool, cleanup: bool, is_filled: bool | None, **options: Any) -> None:
     """Measure how fast a node answers.
@@ -284,7 +284,7 @@ def bench(ctx: click.Context, /, as_json: bool, cleanup: bool, is_filled: bool |
 
 def _plan(
     *,
-    url: str,
+    urls: tuple[str, ...],
     timeout_s: float,
     connections: int,
     processes: int,
@@ -307,7 +307,7 @@ def _plan(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     return Plan(
-        urls=tuple(url.split(",")),
+        urls=urls,
         workload=asked,
         connections=connections,
         seconds=_SECONDS if seconds is None and requests is None else seconds,

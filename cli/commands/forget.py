@@ -7,6 +7,7 @@ import asyncio
 import click
 
 from kvnode.cli.client import Client
+from kvnode.cli.completing import member_names
 from kvnode.cli.jsontext import to_json
 from kvnode.cli.options import json_option, nodes_options, text_callback
 
@@ -18,7 +19,7 @@ Examples:
   kvnode forget web3 --url http://127.0.0.1:5002
 """
 )
-@click.argument("name", callback=text_callback)
+@click.argument("name", callback=text_callback, shell_complete=member_names)
 @json_option('Print {"status", "name"}.')
 @nodes_options
 def forget(name: str, as_json: bool, urls: tuple[str, ...], timeout_s: float) -> None:

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 from kvnode.cli.__main__ import SECTIONS, main
 from kvnode.cli.completing import COMPLETE_VARIABLE, SHELLS
 from kvnode.node.config import SETTINGS, OneOf
+from support.stub_server import Answer, Say, StubServer
 
 
 def complete(line: str, shell: str = "bash") -> Result:
@@ -54,6 +55,15 @@ def test_commands() -> None:
 )
 def test_options_and_their_values(line: str, expected: list[str]) -> None:
     assert words(line) == expected
+
+
+def test_members_are_completed_if_the_node_says_who_they_are(stub: StubServer) -> None:
+    line = f"kvnode forget --url {stub.url} web"
+    stub.status = {"name": "web1", "members": [{"name": f"web{number}"} for number in range(1, 4)] + [{"name": "x"}]}
+    assert words(line) == ["web2", "web3"]
+    for answer in (Say(b"<html>", "text/html"), Answer(503, "draining"), Say(b'{"name":"web1"}')):
+        stub.faults["/status"].append(answer)
+        assert words(line) == []
 
 
 def test_every_setting_is_completed_and_every_choice_is_one() -> None:
