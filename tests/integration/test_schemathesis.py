@@ -8,7 +8,7 @@ import http.client
 import json
 import random
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ from support.openapi import operations, problems, strict
 _SEED = 20
 _EXAMPLES = 8
 _LONG_EXAMPLES = 400
+
+#: So that random requests come to be over them.
+_SMALL_LIMITS = (
+    "--max-key-bytes=40",
+    "--max-value-bytes=300",
+    "--max-batch-items=4",
+    "--max-batch-bytes=400",
+    "--max-body-bytes=1000",
+)
 
 #: It changes who is who; it has a test of its own.
 _PROMOTE = "/cluster/promote"
@@ -86,15 +95,18 @@ def _check_events(node: NodeProcess, document: dict[str, Any]) -> None:
     raise AssertionError(f"no event {list(schemas)}")
 
 
-def _fuzz_a_pair(tmp_path: Path, seed: int, examples: int, run_s: float, *, heads_twice: bool) -> None:
+def _fuzz_a_pair(
+    tmp_path: Path, flags: Sequence[str], seed: int, examples: int, run_s: float, *, heads_twice: bool
+) -> None:
     """Fuzz a primary and its replica at the same time.
 
     Args:
+        flags: of both nodes.
         examples: of each operation.
         heads_twice: whether both are asked for heads, and not the replica alone.
     """
     print(f"seeds {seed} and {seed + 1}")
-    with Cluster(tmp_path, replicas=1) as cluster:
+    with Cluster(tmp_path, *flags, replicas=1) as cluster:
         documents = {node: strict(_document(node)) for node in cluster.nodes}
         assert documents[cluster.web1] == documents[cluster.web2]
         runs = [
@@ -127,14 +139,17 @@ def _fuzz_a_pair(tmp_path: Path, seed: int, examples: int, run_s: float, *, head
 
 @pytest.mark.timeout(180)
 def test_a_primary_and_its_replica(tmp_path: Path) -> None:
-    _fuzz_a_pair(tmp_path, _SEED, _EXAMPLES, _RUN_S, heads_twice=False)
+    _fuzz_a_pair(tmp_path, _SMALL_LIMITS, _SEED, _EXAMPLES, _RUN_S, heads_twice=False)
 
 
 @pytest.mark.timeout(2 * _LONG_RUN_S)
-def test_a_primary_and_its_replica_at_length(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("flags", [(), _SMALL_LIMITS], ids=["defaults", "small limits"])
+def test_a_primary_and_its_replica_at_length(
+    tmp_path: Path, request: pytest.FixtureRequest, flags: Sequence[str]
+) -> None:
     if not request.config.getoption("--long"):
         pytest.skip("takes minutes: ask for it with --long")
-    _fuzz_a_pair(tmp_path, random.randrange(1 << 32), _LONG_EXAMPLES, _LONG_RUN_S, heads_twice=True)
+    _fuzz_a_pair(tmp_path, flags, random.randrange(1 << 32), _LONG_EXAMPLES, _LONG_RUN_S, heads_twice=True)
 
 
 @pytest.mark.timeout(180)
