@@ -133,7 +133,10 @@ class ClusterPicture:
         }
         if primary is None:
             return line | {"state": "superseded"}
-        state = "full_sync" if "sync" in status else "following" if primary["connected"] else "disconnected"
+        if not primary["connected"]:
+            # How far it is behind, nobody tells it.
+            return line | {"state": "disconnected"}
+        state = "full_sync" if "sync" in status else "following"
         return line | {"state": state, "lag_entries": primary["lag_entries"], "lag_s": primary["lag_s"]}
 
     def _own_picture(self, status: dict[str, Any], reason: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class Chart {
       legend: { show: false },
       cursor: { sync: { key: "time" }, drag: { x: false, y: false }, points: { size: 6 } },
       hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
-      padding: [8, 12, 0, 0],
+      padding: [8, 26, 0, 0],
       scales: {
         x: { time: true, range: (_, first, last) => [Math.min(first, last - SHOWN_FIRST_S), last] },
         y: { range: (_, __, highest) => [0, top ?? endOf(highest ?? 0, steps)] },
@@ -219,7 +219,7 @@ function endOf(highest, steps) {
     return steps ? 1024 : 1;
   }
   const base = (steps ? 2 : 10) ** Math.floor(Math.log(highest * 1.05) / Math.log(steps ? 2 : 10));
-  return base * (steps ? [1, 1.25, 1.5, 1.75, 2] : [1, 1.5, 2, 3, 4, 5, 6, 8, 10]).find((factor) => factor * base >= highest * 1.05);
+  return base * (steps ? [1, 1.5, 2] : [1, 1.5, 2, 3, 4, 5, 6, 8, 10]).find((factor) => factor * base >= highest * 1.05);
 }
 
 function legendItem(label, at) {

@@ -68,6 +68,7 @@ class Dashboard {
     this.link = state;
     document.body.dataset.link = state;
     setText(byId("link-text"), text);
+    this.tail.setLive(state === "live");
   }
 
   announce(text) {
@@ -89,8 +90,10 @@ function noticesOf(status) {
     const keys = status.sync.keys ? `, ${grouped(status.sync.keys)} keys so far` : "";
     notices.push([`full sync, ${status.sync.state}`, `This node takes all data over from its primary${keys}.`]);
   }
-  if (status.primary?.error) {
-    notices.push([status.primary.error.code, status.primary.error.message]);
+  const error = status.primary?.error;
+  // That there is no connection is said beside the cluster.
+  if (error && !(error.code === "disconnected" && status.cluster.reason)) {
+    notices.push([error.code, error.message]);
   }
   if (status.not_ready && status.not_ready.code !== "draining") {
     notices.push([`not ready: ${status.not_ready.code}`, status.not_ready.message]);

@@ -25,6 +25,9 @@ export class Stream {
     this.retry = 0;
     this.open();
     setInterval(() => this.watch(), 1000);
+    // A page that was left may be kept for the way back. It must not keep one of the few connections to the node.
+    addEventListener("pagehide", () => this.source.close());
+    addEventListener("pageshow", (event) => event.persisted && this.open());
   }
 
   open() {

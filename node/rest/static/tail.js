@@ -10,6 +10,7 @@ export class LogTail {
     this.empty = byId("tail-empty");
     this.button = byId("tail-pause");
     this.isPaused = false;
+    this.isLive = false;
     /** What came while paused. */
     this.waiting = [];
     this.waitingCount = 0;
@@ -43,6 +44,12 @@ export class LogTail {
     } else {
       this.append(lines);
     }
+    this.tell();
+  }
+
+  /** @param {boolean} isLive  whether new entries would come */
+  setLive(isLive) {
+    this.isLive = isLive;
     this.tell();
   }
 
@@ -85,7 +92,8 @@ export class LogTail {
     this.empty.hidden = !isEmpty;
     setText(this.button, this.isPaused ? "Resume" : "Pause");
     this.button.setAttribute("aria-pressed", String(this.isPaused));
-    setText(byId("tail-state"), this.isPaused ? `paused, ${counted(this.waitingCount, "new entry", "new entries")}` : "live");
+    const paused = `paused, ${counted(this.waitingCount, "new entry", "new entries")}`;
+    setText(byId("tail-state"), this.isPaused ? paused : this.isLive ? "live" : "nothing comes");
   }
 }
 
@@ -101,8 +109,8 @@ function linesOf({ seq, time, ops, ops_left_out: opsLeftOut }) {
       element("span", { className: "tail-seq", textContent: at === 0 ? grouped(seq) : "" }),
       element("span", { className: "tail-time", textContent: at === 0 ? clock(time) : "" }),
       element("span", { className: `tail-op ${op.op}`, textContent: op.op }),
-      element("span", { className: "tail-key" }, visible(op.key), cut(op.key_bytes)),
-      element("span", { className: "tail-value" }, ...(isPut ? [visible(op.value), cut(op.value_bytes)] : [])),
+      part("tail-key", op.key, op.key_bytes),
+      ...(isPut ? [part("tail-value", op.value, op.value_bytes)] : []),
     );
   });
   if (opsLeftOut > 0) {
@@ -111,4 +119,11 @@ function linesOf({ seq, time, ops, ops_left_out: opsLeftOut }) {
   return lines;
 }
 
-const cut = (size) => (size === undefined ? "" : element("span", { className: "cut", textContent: `… ${bytes(size)}` }));
+/** A text; and its whole size, where only its beginning was told. */
+function part(className, text, size) {
+  const shown = element("span", { className }, element("span", {}, visible(text)));
+  if (size !== undefined) {
+    shown.append(element("span", { className: "cut", textContent: ` of ${bytes(size)}` }));
+  }
+  return shown;
+}
