@@ -3,7 +3,7 @@
 | what became of an attempt | a read | a write |
 |---|---|---|
 | nothing was sent: refused, no such host, no connection in time | again | again |
-| 503 with a code of `NOTHING_DONE`: the node cannot do it now | again | again |
+| 503 `overloaded` `draining` `syncing` `no_primary` `not_primary` `not_enough_replicas` | again | again |
 | 503 `not_caught_up`, or a code that is not known here | again | raised |
 | sent, but not answered: the connection broke, or time was up | again | raised |
 | 500, 504, or an answer that no node gives | elsewhere | raised |

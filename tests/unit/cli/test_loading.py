@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from kvnode.cli.client import Written
-from kvnode.cli.errors import BadAnswer, ClientError, ServerError, Unanswered, Unreachable
+from kvnode.cli.errors import BadAnswer, ClientError, NoNodeAvailable, ServerError, Unanswered, Unreachable
 from kvnode.cli.lines import BadLine, Batch, Line, read_batches
 from kvnode.cli.loading import Cause, Loader, Policy, Summary
 from kvnode.protocol.types import Epoch, Position
@@ -23,6 +23,7 @@ TOO_LARGE = ServerError(413, "too_large", "value is limited")
 NO_ROUTE = ServerError(404, "route_not_found", "no such route")
 NOBODY = Unreachable("cannot connect")
 CUT = Unanswered("the connection broke")
+NONE_OF_TWO = NoNodeAvailable({"http://a": NOBODY, "http://b": OVERLOADED})
 STRANGE = BadAnswer("an answer that cannot be read")
 
 
@@ -129,7 +130,7 @@ async def test_nothing_to_load_is_complete() -> None:
     assert (summary.acknowledged, summary.position) == (0, None)
 
 
-@pytest.mark.parametrize("error", [OVERLOADED, FULL, UNKNOWN, INTERNAL, NOBODY, CUT], ids=lambda e: e.code)
+@pytest.mark.parametrize("error", [OVERLOADED, FULL, UNKNOWN, INTERNAL, NOBODY, CUT, NONE_OF_TWO], ids=lambda e: e.code)
 async def test_what_may_pass_is_tried_again(error: ClientError) -> None:
     rig, summary = await load(batches(A, B), [error, error], ONE)
     assert rig.attempts == [[A], [A], [A], [B]]
@@ -153,6 +154,7 @@ async def test_waits_grow_to_a_bound_and_respect_retry_after() -> None:
     [
         ([OVERLOADED] * 4, Cause.UNWRITTEN),
         ([NOBODY, FULL, OVERLOADED, NOBODY], Cause.UNWRITTEN),
+        ([NOBODY, NONE_OF_TWO, OVERLOADED, NONE_OF_TWO], Cause.UNWRITTEN),
         ([OVERLOADED, OVERLOADED, OVERLOADED, CUT], Cause.UNKNOWN),
         ([CUT, OVERLOADED, OVERLOADED, OVERLOADED], Cause.UNKNOWN),
         ([UNKNOWN] * 4, Cause.UNKNOWN),
