@@ -98,3 +98,16 @@ def test_the_nodes_without_docker_are_scraped_where_they_listen() -> None:
     config = yaml.safe_load((COMPOSE / "prometheus-local.yml").read_text("utf-8"))
     (targets,) = [each["targets"] for each in config["scrape_configs"][0]["static_configs"]]
     assert targets == [f"127.0.0.1:{int(first_port[1]) + number}" for number in range(3)]
+
+
+def test_the_nodes_in_docker_are_scraped_where_they_listen() -> None:
+    services = yaml.safe_load((COMPOSE / "docker-compose.yml").read_text("utf-8"))["services"]
+    listening = [
+        f"{name}:{port.rpartition(':')[2]}"
+        for name, service in services.items()
+        for port in service.get("ports", ())
+        if "_HTTP_PORT" in port
+    ]
+    config = yaml.safe_load((COMPOSE / "prometheus.yml").read_text("utf-8"))
+    (targets,) = [each["targets"] for each in config["scrape_configs"][0]["static_configs"]]
+    assert targets == listening == ["web1:5001", "web2:5001", "web3:5001"]
