@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvnode.node.config import Address
 from kvnode.node.replication.ports import Shared
@@ -18,6 +18,19 @@ _FRESH_S = 4.5
 
 #: Of a member's line on a primary, what is shown.
 _SHOWN = ("applied_seq", "lag_entries", "lag_s", "retention", "synced_keys")
+
+
+class _Answer(NamedTuple):
+    """What a primary said.
+
+    Attributes:
+        is_over: whether it orders no writes any more.
+        nodes: the lines of itself and of its replicas.
+    """
+
+    name: str
+    is_over: bool
+    nodes: list[dict[str, Any]]
 
 
 class ClusterPicture:
@@ -37,7 +50,7 @@ class ClusterPicture:
         self._task: asyncio.Task[None] | None = None
         self._asked: Address | None = None
         self._asked_at = float("-inf")
-        self._answer: dict[str, Any] | None = None
+        self._answer: _Answer | None = None
         self._answered_at = float("-inf")
         #: why there is no answer
         self._trouble = "it was not asked yet"
@@ -59,9 +72,9 @@ class ClusterPicture:
         answer = self._answer
         if answer is None or now > self._answered_at + _FRESH_S:
             return self._own_picture(status, f"the primary at {address} does not answer: {self._trouble}")
-        if answer["role"] != "primary" or "fenced" in answer:
-            return self._own_picture(status, f"{answer['name']} at {address} is not the primary any more")
-        nodes = self._lines_of_primary(answer, str(address))
+        if answer.is_over:
+            return self._own_picture(status, f"{answer.name} at {address} is not the primary any more")
+        nodes = list(answer.nodes)
         if not any(node["is_self"] for node in nodes):
             nodes.append(self._own_line(status))
         return {"nodes": nodes, "source": "primary"}
@@ -87,12 +100,18 @@ class ClusterPicture:
 
     async def _take(self, address: Address) -> None:
         try:
-            answer = await ask_status(address, _ANSWER_S, self._shared.cluster_id)
+            said = await ask_status(address, _ANSWER_S, self._shared.cluster_id)
+            is_over = said["role"] != "primary" or "fenced" in said
+            answer = _Answer(said["name"], is_over, self._lines_of_primary(said, str(address)))
             if self._asked == address:
                 self._answer, self._answered_at = answer, self._shared.loop.time()
         except ProbeFailed as error:
             if self._asked == address:
                 self._answer, self._trouble = None, error.message
+        except (LookupError, TypeError):
+            # Another version than this one, or something else altogether.
+            if self._asked == address:
+                self._answer, self._trouble = None, "what it says of itself is not understood"
         finally:
             if self._asked == address:
                 self._task = None

@@ -99,7 +99,10 @@ async def ask_status(address: Address, timeout_s: float, cluster_id: bytes) -> d
         ProbeFailed: as for `probe`.
     """
     text: bytes = await _ask(address, timeout_s, _AskingStatus(cluster_id))
-    status: dict[str, Any] = msgspec.json.decode(text)
+    try:
+        status: dict[str, Any] = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        raise ProbeFailed(f"{address} answers no JSON") from None
     return status
 
 
