@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from kvnode.cli.completing import COMPLETE_VARIABLE, register
-from kvnode.cli.reporting import reported
+from kvnode.cli.reporting import WrongUsage, did_you_mean, reported
 
 
 class _Listed(NamedTuple):
@@ -58,6 +58,26 @@ SECTIONS: dict[str, dict[str, _Listed]] = {
 }
 
 
+#: What commands are called by other programs for data.
+_ELSEWHERE = {
+    "set": "put",
+    "del": "delete",
+    "rm": "delete",
+    "scan": "range",
+    "list": "range",
+    "ls": "range",
+    "import": "load",
+    "export": "dump",
+    "info": "status",
+    "top": "status --watch",
+    "stats": "status --watch",
+    "benchmark": "bench",
+    "server": "start",
+    "run": "start",
+    "serve": "start",
+}
+
+
 class _Commands(click.Group):
     """A group that imports a subcommand when it is asked for, so that none pays for what the others need."""
 
@@ -71,6 +91,16 @@ class _Commands(click.Group):
                 command: click.Command = getattr(import_module(f"kvnode.cli.commands.{module}"), attribute)
                 return command
         return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not ctx.resilient_parsing and not name.startswith("-"):
+            meant = _ELSEWHERE.get(name)
+            hint = f"that is `kvnode {meant}` here" if meant else did_you_mean(name, self.list_commands(ctx))
+            raise WrongUsage(f"No such command {name!r}.", ctx, hint=hint or "`kvnode --help` lists the commands")
+        return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         # From the table: click's own would import every command for its summary.

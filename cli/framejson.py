@@ -54,6 +54,9 @@ from kvnode.protocol.types import Entry, Epoch, History, Op, Position, Put, Reig
 T = TypeVar("T")
 
 #: Members of a JSON object: names and the texts of their values.
+#: What to do about a line that is no frame.
+FRAME_LINE_HINT = "protocol/FORMAT.md has all frames; `kvnode frame observe | kvnode frame --decode` prints two of them"
+
 _Members = dict[str, bytes]
 
 _TYPES = {frame.name.lower(): frame for frame in FrameType}

@@ -49,6 +49,8 @@ class PeerClient:
         self.silence_s = silence_s
         self._decoder = FrameDecoder()
         self._socket: socket.socket | None = None
+        #: whether a frame has come: it is a peer port, then
+        self._has_come = False
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -130,8 +132,17 @@ class PeerClient:
             ConnectionLost: the connection broke.
             PeerSilent: not a byte came in time.
         """
+        try:
+            return await self._receive()
+        except RemoteProtocolError as error:
+            if not self._has_come:
+                error.hint = error.hint or _NOT_A_PEER_PORT
+            raise
+
+    async def _receive(self) -> Message | None:
         while True:
             for message in self._decoder:
+                self._has_come = True
                 return message
             data = await self._read()
             if not data:

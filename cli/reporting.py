@@ -1,13 +1,19 @@
-"""How a command that fails says so: one line on stderr and an exit code, never a traceback for what can be foreseen."""
+"""How a command that fails says so: one line on stderr and an exit code, never a traceback for what can be foreseen.
+
+A second line says what to try next, where there is something to say that is true.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, Any
 
 import click
 
@@ -16,6 +22,19 @@ from kvnode.cli.printable import printable
 from kvnode.protocol.errors import KvError
 
 _JSON_WANTED = f"{__name__}.json"
+
+
+class WrongUsage(click.UsageError):
+    """A command line that is wrong, with what may have been meant."""
+
+    def __init__(self, message: str, ctx: click.Context | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message, ctx)
+        self.hint = hint
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        super().show(file)
+        if self.hint:
+            click.echo(f"hint: {printable(self.hint)}", file=file, err=file is None)
 
 
 def want_json(ctx: click.Context) -> None:
@@ -30,6 +49,9 @@ def reported(ctx: click.Context) -> Iterator[None]:
         yield
         # What the interpreter flushes at its end can no longer be answered for.
         sys.stdout.flush()
+    except click.NoSuchOption as error:
+        hint = did_you_mean(error.option_name, error.possibilities or ())
+        raise WrongUsage(error.message, error.ctx, hint=hint) from error
     except KvError as error:
         report(ctx, error.code, error.message, hint=error.hint, fields=error.fields)
         raise click.exceptions.Exit(EXIT_FAILED) from error
@@ -41,8 +63,30 @@ def reported(ctx: click.Context) -> Iterator[None]:
         raise click.exceptions.Exit(EXIT_PIPE_CLOSED) from None
     except OSError as error:
         message = error.strerror or str(error)
-        report(ctx, "os_error", f"{error.filename}: {message}" if error.filename else message)
+        where = f"{error.filename}: " if error.filename else ""
+        report(ctx, "os_error", f"{where}{message}", hint=_remedy(error))
         raise click.exceptions.Exit(EXIT_FAILED) from error
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The hint that names what is nearly the same; None where nothing is."""
+    near = get_close_matches(word, list(known))
+    return f"did you mean {' or '.join(near)}?" if near else None
+
+
+def _remedy(error: OSError) -> str | None:
+    """What shows the reason of an error of the operating system."""
+    if not isinstance(error.filename, str):
+        return None
+    match error.errno:
+        case errno.ENOENT:
+            return f"`ls -la {Path(error.filename).absolute().parent}` shows what is there"
+        case errno.EACCES | errno.EPERM:
+            return f"`ls -ld {error.filename}` shows who may use it"
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"`df -h {error.filename}` shows how much room there is"
+        case _:
+            return None
 
 
 def report(

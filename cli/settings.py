@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kvnode.cli.completing import from_choices, paths
+from kvnode.cli.reporting import WrongUsage
 from kvnode.node.config import SETTINGS, Address, Config, OneOf, Setting, load_config, parse_size
 from kvnode.node.errors import ConfigError
 
@@ -46,7 +47,7 @@ def make_config(config_file: Path | None, flags: dict[str, str | None]) -> Confi
     try:
         return load_config(flags, file=config_file)
     except ConfigError as error:
-        raise click.UsageError(error.message) from error
+        raise WrongUsage(error.message, hint=error.hint) from error
 
 
 def _option(setting: Setting) -> click.Option:

@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,16 @@ class Config:
             raise ConfigError(
                 f"--max-frame-bytes {self.max_frame_bytes} cannot carry the largest allowed write: "
                 f"{largest_write} bytes and {framing} for framing",
+                hint=f"set --max-frame-bytes to {largest_write + framing} or more, or lower --max-value-bytes and "
+                "--max-batch-bytes",
                 setting="max_frame_bytes",
             )
         in_memory = largest_write + OPERATION_BYTES * self.max_batch_items
         if in_memory > self.max_queued_bytes:
             raise ConfigError(
                 f"--max-queued-bytes {self.max_queued_bytes} cannot hold the largest allowed write: {in_memory}",
+                hint=f"set --max-queued-bytes to {in_memory} or more, or lower --max-value-bytes, --max-batch-bytes "
+                "and --max-batch-items",
                 setting="max_queued_bytes",
             )
 
@@ -271,16 +276,28 @@ def _read_file(path: Path) -> dict[str, str]:
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"configuration file {path}: {error}") from error
+        is_text = not isinstance(error, OSError)
+        hint = (
+            'it is TOML: one `setting_name = "value"` a line'
+            if is_text
+            else "it is what --config, or else KVNODE_CONFIG, names"
+        )
+        raise ConfigError(f"configuration file {path}: {error}", hint=hint) from error
     known = {setting.name for setting in SETTINGS}
     texts: dict[str, str] = {}
     for given, value in document.items():
         name = given.replace("-", "_")
         if name not in known:
-            raise ConfigError(f"configuration file {path}: unknown setting {given!r}", setting=given)
+            near = get_close_matches(name, known)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`kvnode start --help` lists the settings"
+            raise ConfigError(f"configuration file {path}: unknown setting {given!r}", hint=hint, setting=given)
         if name in texts:
             raise ConfigError(f"configuration file {path}: {name!r} is set twice", setting=name)
         if type(value) not in (str, int):
-            raise ConfigError(f"configuration file {path}: {name!r} must be a string or a whole number", setting=name)
+            raise ConfigError(
+                f"configuration file {path}: {name!r} must be a string or a whole number",
+                hint=f'write {name} = "..."',
+                setting=name,
+            )
         texts[name] = str(value)
     return texts

@@ -24,6 +24,8 @@ _ANSWER_S = 5.0
 _RETRY_FIRST_S = 0.25
 _RETRY_LAST_S = 5.0
 
+_WAITING_HINT = "is the primary running, and is this its peer address (--peer), not the one for REST?"
+
 #: How long the members may take to say who reigns: a start waits for it.
 _ASK_S = 1.0
 
@@ -60,7 +62,7 @@ async def _reach(primary: Address, identity: Identity | None, log: EventLog) -> 
         except ProbeFailed as error:
             if error.refused in FINAL_ANSWERS:
                 raise JoinRefused(error.refused, f"{primary} refuses: {error.message}") from error
-            log.warning("join_waits", primary=primary, reason=error.message, retry_s=delay_s)
+            log.warning("join_waits", primary=primary, reason=error.message, retry_s=delay_s, hint=_WAITING_HINT)
         await asyncio.sleep(delay_s)
         delay_s = min(delay_s * 2, _RETRY_LAST_S)
 

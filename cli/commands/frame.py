@@ -10,14 +10,16 @@ from typing import cast
 import click
 
 from kvnode.cli.errors import CommandFailed
-from kvnode.cli.framejson import frame_line, parse_frame
+from kvnode.cli.framejson import FRAME_LINE_HINT, frame_line, parse_frame
 from kvnode.protocol.codec import FrameDecoder, encode
-from kvnode.protocol.errors import LocalProtocolError
+from kvnode.protocol.errors import LocalProtocolError, RemoteProtocolError
 from kvnode.protocol.fields import ID_BYTES
 from kvnode.protocol.messages import MAX_VERSION, MIN_VERSION, Hello, Purpose, Subscribe
 from kvnode.protocol.types import Epoch, Position
 
 _READ_BYTES = 64 * 1024
+
+_BYTES_HINT = "are these the bytes that a node's peer port (--peer) sent, from the first one on?"
 
 
 @click.group(
@@ -93,15 +95,22 @@ def _decode() -> None:
     source = cast(BufferedIOBase, sys.stdin.buffer)
     out = sys.stdout.buffer
     decoder = FrameDecoder()
-    while data := source.read1(_READ_BYTES):
-        try:
-            decoder.feed(data)
-            for message in decoder:
-                out.write(frame_line(message))
-        finally:
-            # What is complete is shown before more is waited for, and before an error is told.
-            out.flush()
-    decoder.end()
+    has_come = False
+    try:
+        while data := source.read1(_READ_BYTES):
+            try:
+                decoder.feed(data)
+                for message in decoder:
+                    has_come = True
+                    out.write(frame_line(message))
+            finally:
+                # What is complete is shown before more is waited for, and before an error is told.
+                out.flush()
+        decoder.end()
+    except RemoteProtocolError as error:
+        if not has_come:
+            error.hint = error.hint or _BYTES_HINT
+        raise
 
 
 def _encode() -> None:
@@ -111,7 +120,7 @@ def _encode() -> None:
         try:
             encoded = encode(parse_frame(line))
         except (ValueError, LocalProtocolError) as error:
-            raise CommandFailed(f"line {number}: {error}") from error
+            raise CommandFailed(f"line {number}: {error}", hint=FRAME_LINE_HINT) from error
         _write_frames(encoded)
 
 

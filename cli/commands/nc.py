@@ -11,7 +11,7 @@ from contextlib import aclosing, closing
 import click
 
 from kvnode.cli.errors import CommandFailed, ConnectionLost
-from kvnode.cli.framejson import frame_line, parse_frame
+from kvnode.cli.framejson import FRAME_LINE_HINT, frame_line, parse_frame
 from kvnode.cli.lines import Line, ReadAhead, read_lines
 from kvnode.cli.outlet import ended_with_reader
 from kvnode.cli.peer import PeerClient, make_hello
@@ -174,4 +174,4 @@ def _parse(line: Line) -> Message | None:
 
 
 def _bad_line(line: Line, reason: object) -> CommandFailed:
-    return CommandFailed(f"line {line.number}: {reason}")
+    return CommandFailed(f"line {line.number}: {reason}", hint=FRAME_LINE_HINT)

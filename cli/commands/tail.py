@@ -71,22 +71,27 @@ async def _tail(address: Address, first: Seq, follow: bool) -> None:
 async def _print_stream(peer: PeerClient, first: Seq, last: Seq) -> None:
     """Print the entries from `first` to `last`, as they come."""
     expected = first
-    async with aclosing(peer.messages()) as messages:
-        async for message in messages:
-            match message:
-                case Entries(records):
-                    expected = _print_entries(records, expected, last)
-                    if expected > last:
-                        return
-                case Error(code, text):
-                    hint = "begin with an entry that is still there: --from N" if code == _TRIMMED else None
-                    raise Refused(code, text, hint=hint)
-                case HistoryFrame() | Ping():
-                    pass
-                case _:
-                    raise RemoteProtocolError(f"{peer.address} sent {message.TYPE.name}, which is not for an observer")
-    came = f"after entry {expected - 1}" if expected > first else "before the first entry"
-    raise ConnectionLost(f"{peer.address} closed the connection {came}")
+    try:
+        async with aclosing(peer.messages()) as messages:
+            async for message in messages:
+                match message:
+                    case Entries(records):
+                        expected = _print_entries(records, expected, last)
+                        if expected > last:
+                            return
+                    case Error(code, text):
+                        hint = "begin with an entry that is still there: --from N" if code == _TRIMMED else None
+                        raise Refused(code, text, hint=hint)
+                    case HistoryFrame() | Ping():
+                        pass
+                    case _:
+                        name = message.TYPE.name
+                        raise RemoteProtocolError(f"{peer.address} sent {name}, which is not for an observer")
+        came = f"after entry {expected - 1}" if expected > first else "before the first entry"
+        raise ConnectionLost(f"{peer.address} closed the connection {came}")
+    except ConnectionLost as error:
+        error.hint = f"go on with --from {expected}"
+        raise
 
 
 def _print_entries(records: tuple[LogRecord, ...], expected: Seq, last: Seq) -> Seq:

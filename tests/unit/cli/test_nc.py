@@ -213,7 +213,8 @@ def test_a_line_that_is_no_frame_is_told_with_its_number(line: bytes, text: byte
         assert stdout.read() == b""
         error = stderr_of(process)
     assert error.startswith(text)
-    assert error.count(b"\n") == 1
+    assert error.splitlines()[1].startswith(b"hint: protocol/FORMAT.md")
+    assert error.count(b"\n") == 2
     assert stub.received[1:] == [Status(1)]
 
 

@@ -143,7 +143,8 @@ def test_a_followed_connection_that_ends_is_an_error() -> None:
         result = tail(stub, "-f")
     assert result.exit_code == 1
     assert result.stdout_bytes == lines(1, 3)
-    assert result.stderr == f"error: {stub.address} closed the connection after entry 3 (connection_lost)\n"
+    error = f"error: {stub.address} closed the connection after entry 3 (connection_lost)\n"
+    assert result.stderr == f"{error}hint: go on with --from 4\n"
 
 
 def test_follow_may_begin_beyond_the_end() -> None:
@@ -249,19 +250,21 @@ def test_half_a_frame(follow: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "printed", "where"),
-    [([], b"", "before the first entry"), ([entries(1, 2)], lines(1, 2), "after entry 2")],
+    ("frames", "printed", "where", "seq"),
+    [([], b"", "before the first entry", 1), ([entries(1, 2)], lines(1, 2), "after entry 2", 3)],
 )
-def test_an_end_before_the_last_entry(frames: list[Message], printed: bytes, where: str) -> None:
+def test_an_end_before_the_last_entry(frames: list[Message], printed: bytes, where: str, seq: int) -> None:
     with in_background(session(3, *frames)) as stub:
-        (error,) = failed(tail(stub), printed)
+        error, hint = failed(tail(stub), printed)
     assert error == f"error: {stub.address} closed the connection {where} (connection_lost)"
+    assert hint == f"hint: go on with --from {seq}"
 
 
 @pytest.mark.parametrize("follow", [[], ["--follow"]])
 def test_a_connection_that_breaks(follow: list[str]) -> None:
     with in_background(session(3, Reset())) as stub:
-        (error,) = failed(tail(stub, *follow))
+        error, hint = failed(tail(stub, *follow))
+    assert hint == "hint: go on with --from 1"
     assert error == f"error: the connection to {stub.address} broke: Connection reset by peer (connection_lost)"
 
 
