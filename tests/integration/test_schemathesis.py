@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support.cluster import Cluster, wait_until
+from support.cluster import Cluster, Rest, wait_until
 from support.fuzzing import Fuzzed, Fuzzing
 from support.node_process import NodeProcess
 from support.openapi import operations, problems, strict
@@ -85,6 +85,26 @@ def _events(node: NodeProcess) -> Iterator[tuple[str, Any]]:
         connection.close()
 
 
+def _check_metrics(node: NodeProcess, document: dict[str, Any]) -> None:
+    """Check that the excerpt that is shown is one, but for its values."""
+    content = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]["text/plain"]
+    comments = [line for line in content["examples"]["metrics"]["value"].splitlines() if line.startswith("#")]
+    assert comments
+    with Rest(node) as rest:
+        _, body = rest.request("GET", "/metrics")
+    assert set(comments) <= set(body.decode().splitlines())
+
+
+def _check_without_primary(replica: NodeProcess, document: dict[str, Any]) -> None:
+    """Check what a replica says whose primary is away."""
+    wait_until(lambda: "error" in (replica.status()["primary"] or {}), "it sees that", replica)
+    error = {"$ref": "#/components/schemas/NoPrimaryError"}
+    with Rest(replica) as rest:
+        for status, body in (rest.post("/put", {"key": "k", "value": 1}), rest.get("/ready?max_lag=0")):
+            assert (status, body["error"]["code"]) == (503, "no_primary")
+            assert problems(document, error, body) == []
+
+
 def _check_events(node: NodeProcess, document: dict[str, Any]) -> None:
     """Check one event of each kind."""
     schemas = {"entries": "EntriesEvent", "status": "StatusEvent"}
@@ -134,7 +154,10 @@ def _fuzz_a_pair(
         for node, document in documents.items():
             _check_log(node)
             _check_events(node, document)
+            _check_metrics(node, document)
         cluster.agree()
+        cluster.web1.kill()
+        _check_without_primary(cluster.web2, documents[cluster.web2])
 
 
 @pytest.mark.timeout(180)
