@@ -20,7 +20,7 @@ from support.node_process import NodeProcess
 from support.openapi import operations, problems, strict
 
 _SEED = 20
-_EXAMPLES = 8
+_EXAMPLES = 6
 _LONG_EXAMPLES = 400
 
 #: So that random requests come to be over them.
@@ -35,7 +35,7 @@ _SMALL_LIMITS = (
 #: It changes who is who; it has a test of its own.
 _PROMOTE = "/cluster/promote"
 
-_RUN_S = 100.0
+_RUN_S = 150.0
 _LONG_RUN_S = 1800.0
 
 
@@ -160,7 +160,7 @@ def _fuzz_a_pair(
         _check_without_primary(cluster.web2, documents[cluster.web2])
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_a_primary_and_its_replica(tmp_path: Path) -> None:
     _fuzz_a_pair(tmp_path, _SMALL_LIMITS, _SEED, _EXAMPLES, _RUN_S, heads_twice=False)
 
@@ -175,7 +175,7 @@ def test_a_primary_and_its_replica_at_length(
     _fuzz_a_pair(tmp_path, flags, random.randrange(1 << 32), _LONG_EXAMPLES, _LONG_RUN_S, heads_twice=True)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_a_promotion_and_what_it_leaves_behind(tmp_path: Path) -> None:
     """A replica is promoted while its primary reigns; which then says that it has been superseded."""
     with Cluster(tmp_path, replicas=1) as cluster:
@@ -214,7 +214,7 @@ def test_a_promotion_and_what_it_leaves_behind(tmp_path: Path) -> None:
             _check_log(node)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_the_check_finds_faults(tmp_path: Path) -> None:
     """The same check of the same node fails if the document says something else."""
     with NodeProcess(tmp_path / "data") as node:

@@ -11,6 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
+from support.openapi import check_status
+
 _LISTENING = re.compile(r"\bevent=listening\b")
 _ADDRESS = re.compile(r"\b(http|peer)=(\S+)")
 
@@ -170,10 +172,11 @@ class NodeProcess:
         return "".join(self.log) or "(the log is empty)"
 
     def status(self) -> dict[str, Any]:
-        """GET /status, decoded."""
+        """GET /status, decoded, and held against its description."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"{self.url}/status", timeout=10) as answer:
             fields: dict[str, Any] = json.load(answer)
+        check_status(fields)
         return fields
 
     def _read_log(self, process: subprocess.Popen[str]) -> None:

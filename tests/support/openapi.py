@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator
+
+from kvnode.node.config import Config
+from kvnode.node.rest.openapi import build_document
 
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
 
@@ -71,6 +75,22 @@ def strict(document: dict[str, Any]) -> dict[str, Any]:
             if isinstance(each.get("properties"), dict):
                 each.setdefault("additionalProperties", False)
     return closed
+
+
+@functools.cache
+def _status_validator() -> Draft202012Validator:
+    components = strict(build_document(Config()))["components"]
+    return Draft202012Validator({"$ref": "#/components/schemas/Status", "components": components})
+
+
+def check_status(status: dict[str, Any]) -> None:
+    """Check that a node's status is as the document says, whatever the node is going through.
+
+    Raises:
+        AssertionError: it is not.
+    """
+    found = [f"{error.json_path}: {error.message}" for error in _status_validator().iter_errors(status)]
+    assert not found, f"{found} in {status}"
 
 
 def problems(document: dict[str, Any], schema: dict[str, Any], value: Any) -> list[str]:

@@ -33,7 +33,10 @@ def parameters(config: Config) -> dict[str, Any]:
             "many that they are, with the primary, more than half of the members. If fewer follow, nothing is written, "
             "and 503 `not_enough_replicas` says so at once.",
             {
-                "anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_ACKS}, {"const": "majority"}],
+                "type": ["integer", "string"],
+                "minimum": 0,
+                "maximum": MAX_ACKS,
+                "pattern": "^majority$",
                 "default": Acks().count,
             },
         ),
