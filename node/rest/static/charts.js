@@ -24,6 +24,7 @@ const BINARY_STEPS = Array.from({ length: 50 }, (_, power) => 2 ** power);
  * @property {(samples: Sample[]) => {label: string, values: (number | null)[]}[]} lines
  * @property {(value: number) => string} show  a value in words
  * @property {boolean} [wide]
+ * @property {string} [nothing]  what is said where there are no lines
  * @property {number} [top]  the end of the axis; else above all that there is
  * @property {number[]} [steps]  between two marks of the axis
  */
@@ -46,6 +47,7 @@ const KINDS = [
   },
   {
     title: "Lag, entries",
+    nothing: "no replicas",
     lines: (samples) => {
       const names = [...new Set(samples.flatMap((sample) => Object.keys(sample.lags)))].sort();
       return names.slice(0, COLOURS.length).map((name) => ({
@@ -122,12 +124,14 @@ class Chart {
   constructor(kind, place) {
     this.kind = kind;
     this.plot = null;
-    this.labels = "";
+    this.labels = null;
     this.lines = [];
     this.area = element("div", { className: "plot" });
     this.area.setAttribute("aria-hidden", "true");
     this.legend = element("ul", { className: "legend" });
-    const caption = element("figcaption", {}, element("span", { className: "chart-title", textContent: kind.title }), this.legend);
+    this.nothing = element("span", { className: "hint", textContent: kind.nothing ?? "" });
+    const title = element("span", { className: "chart-title", textContent: kind.title });
+    const caption = element("figcaption", {}, title, this.legend, this.nothing);
     place.append(element("figure", { className: kind.wide ? "chart wide-chart" : "chart" }, caption, this.area));
     new ResizeObserver(() => this.plot?.setSize({ width: this.area.clientWidth, height: HEIGHT_PX })).observe(this.area);
   }
@@ -146,6 +150,7 @@ class Chart {
       this.forget();
       this.labels = labels;
       this.legend.replaceChildren(...this.lines.map((each, at) => legendItem(each.label, at)));
+      this.nothing.hidden = this.lines.length > 0;
     }
     const data = [samples.map((sample) => sample.time), ...this.lines.map((each) => each.values.map((value) => value ?? null))];
     if (this.plot === null) {

@@ -60,7 +60,7 @@ export class KeyBrowser {
     byId("confirm-no").addEventListener("click", () => byId("confirm").close());
     byId("confirm-yes").addEventListener("click", () => this.delete());
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.shown && !byId("confirm").open) {
+      if (event.key === "Escape" && this.shown && !byId("confirm").open && !event.target.closest("#put")) {
         this.close();
       }
     });
