@@ -1,7 +1,7 @@
 """Whose page a browser's write comes from.
 
-A node asks nobody who they are, and takes any Content-Type. So without this, a page of any site that an operator happens
-to visit could make the browser put and delete on a node that listens on the operator's machine. Browsers say where a
+A node asks nobody who they are, and takes any Content-Type. So without this, a page of any site that an operator
+visits could make the browser put and delete on a node that listens on the operator's machine. Browsers say where a
 request comes from; other clients say nothing, and nothing is asked of them.
 """
 

@@ -404,7 +404,10 @@ class TestNodes:
 class TestRun:
     """tests/run, and .ci/run, which calls it."""
 
-    STEPS = ("ruff check .", "ruff format --check .", "mypy", "pytest --numprocesses 3 --dist loadgroup")
+    STEPS = (
+        *("ruff check .", "ruff format --check .", "mypy"),
+        "pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder",
+    )
 
     @pytest.fixture
     def sandbox(self, tmp_path: Path) -> Sandbox:
