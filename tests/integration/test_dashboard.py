@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from support.browser import Browser, open_browser
+from support.browser import WAIT_S, Browser, open_browser
 from support.cluster import Cluster, Rest
 from support.node_process import NodeProcess
 
@@ -38,12 +41,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Itera
 class Page:
     """The dashboard of a node, as somebody sees it."""
 
-    def __init__(self, browser: Browser, node: NodeProcess) -> None:
+    def __init__(self, browser: Browser, node: NodeProcess, link: str = "live") -> None:
         self.browser = browser
         self.node = node
         browser.emulate()
         browser.open(f"{node.url}/")
-        self.wait_link("live")
+        self.wait_link(link)
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
 
@@ -326,9 +329,26 @@ def test_a_replica_says_that_its_primary_does_not_answer(browser: Browser, clust
 def test_a_node_that_is_stuck_is_unreachable(browser: Browser, cluster: Cluster) -> None:
     """Its connections stay, and nothing comes."""
     page = Page(browser, cluster.web3)
-    os.kill(cluster.web3.pid, 19)
+    os.kill(cluster.web3.pid, signal.SIGSTOP)
     try:
         page.wait_text("#banner", "web3 does not answer since ")
     finally:
-        os.kill(cluster.web3.pid, 18)
+        os.kill(cluster.web3.pid, signal.SIGCONT)
     page.wait_link("live")
+
+
+def test_a_page_that_is_turned_away_says_why_and_tries_again(browser: Browser, cluster: Cluster) -> None:
+    """A browser would not, after an answer that is an error."""
+    host, port = urlsplit(cluster.web2.url).netloc.split(":")
+    browser.open("about:blank")
+    with ExitStack() as watchers:
+        answer = b"HTTP/1.1 200"
+        while answer == b"HTTP/1.1 200":
+            watcher = watchers.enter_context(socket.create_connection((host, int(port)), timeout=WAIT_S))
+            watcher.sendall(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
+            answer = watcher.recv(12)
+        assert answer == b"HTTP/1.1 503"
+        page = Page(browser, cluster.web2, "unreachable")
+        page.wait_text("#banner", "this node cannot be watched: 100 watch this node already; trying again.")
+    page.wait_link("live")
+    assert not browser.find("#banner").is_displayed()

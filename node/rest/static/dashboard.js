@@ -12,6 +12,7 @@ class Dashboard {
     this.name = "this node";
     this.link = "connecting";
     this.isDraining = false;
+    this.isReady = true;
     this.cluster = new ClusterTable((text) => this.announce(text));
     this.charts = new Charts();
     this.tail = new LogTail();
@@ -34,6 +35,8 @@ class Dashboard {
   /** @param {object} status  a status event */
   show(status) {
     const wasAway = this.link === "unreachable";
+    const wasReady = this.isReady;
+    this.isReady = status.not_ready === null;
     this.name = status.name;
     this.isDraining = status.not_ready?.code === "draining";
     setText(byId("node-name"), status.name);
@@ -51,16 +54,21 @@ class Dashboard {
     this.charts.add(status);
     if (wasAway) {
       this.announce(`${status.name} answers again`);
+    }
+    if (wasAway || (this.isReady && !wasReady)) {
       this.keys.reload();
     }
   }
 
   lose({ since, reason }) {
-    const what = this.isDraining ? "stopped" : "does not answer";
-    const when = since === null ? "" : this.isDraining ? ` at ${clock(since)}` : ` since ${clock(since)}`;
-    const why = reason === null ? "" : ` It says: ${reason}.`;
+    let what = since === null ? "does not answer" : `does not answer since ${clock(since)}`;
+    if (reason !== null) {
+      what = `cannot be watched: ${reason}`;
+    } else if (this.isDraining) {
+      what = `stopped at ${clock(since)}`;
+    }
     this.setLink("unreachable", "unreachable");
-    setBanner(`${this.name} ${what}${when}; trying again.${why}`);
+    setBanner(`${this.name} ${what}; trying again.`);
     document.title = `(unreachable) ${this.name} · kvnode`;
   }
 

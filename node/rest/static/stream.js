@@ -10,7 +10,8 @@ const RETRY_LAST_MS = 8000;
  * @typedef {object} StreamOwner
  * @property {(status: object) => void} status  what the node says of itself came
  * @property {(entries: object) => void} entries  new entries came
- * @property {(trouble: {since: number | null, reason: string | null}) => void} lost  nothing comes any more
+ * @property {(trouble: {since: number | null, reason: string | null}) => void} lost  nothing comes any more;
+ *     `since` is when something came last, `reason` why the node refuses
  */
 
 export class Stream {

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import hashlib
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -85,3 +86,11 @@ async def test_a_page_loads_only_what_the_node_serves(rig: RestRig, path: str) -
         if name in BUNDLES:
             body = (await rig.ask("GET", f"/assets/{name}")).body
             assert integrity == f"sha384-{base64.b64encode(hashlib.sha384(body).digest()).decode()}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if name.endswith(".js") and name not in BUNDLES))
+async def test_a_module_imports_only_what_the_node_serves(rig: RestRig, name: str) -> None:
+    body = (await rig.ask("GET", f"/assets/{name}")).body.decode()
+    imported = re.findall(r'^import .* from "\./(.*)";$', body, re.MULTILINE)
+    assert len(imported) == len(re.findall(r"\bimport\b", body))
+    assert set(imported) <= FILES.keys()
