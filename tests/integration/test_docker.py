@@ -5,7 +5,6 @@ out of a container.
 """
 
 import json
-import re
 import socket
 import subprocess
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from support.cluster import wait_until
 from support.docker_engine import DockerEngine, import_base, open_engine
@@ -125,15 +125,32 @@ def nodes(engine: DockerEngine) -> Iterator[Deployment]:
     nodes.compose("down", "--volumes")
 
 
-def test_ports_of_the_host_are_5001_to_5003_of_this_host_alone(engine: DockerEngine) -> None:
-    done = engine.run("docker-compose", "config", cwd=ROOT / "compose")
+def rendered(engine: DockerEngine, *options: str, **variables: str) -> dict[str, Any]:
+    """The services as docker-compose understands the file, without what this test sets."""
+    done = engine.run("docker-compose", *options, "config", cwd=ROOT / "compose", **variables)
     assert (done.returncode, done.stderr) == (0, "")
-    published = [line.strip(" -") for line in done.stdout.splitlines() if re.fullmatch(r" +- [\d.]+:\d+:\d+/tcp", line)]
-    wanted = [(f"127.0.0.1:{5000 + n}:5001/tcp", f"127.0.0.1:{7000 + n}:7001/tcp") for n in (1, 2, 3)]
-    assert published == [port for ports in wanted for port in ports]
-    opened = engine.run("docker-compose", "config", cwd=ROOT / "compose", KVNODE_HOST_IP="0.0.0.0").stdout
-    assert [port in opened for port in published] == [False, True] * len(NAMES)
-    assert "0.0.0.0:5002:5001/tcp" in opened
+    services: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return services
+
+
+def test_ports_of_the_host_are_5001_to_5003_of_this_host_alone(engine: DockerEngine) -> None:
+    services = rendered(engine)
+    for number, name in enumerate(NAMES, start=1):
+        rest, peer = f"127.0.0.1:{5000 + number}:5001/tcp", f"127.0.0.1:{7000 + number}:7001/tcp"
+        assert services[name]["ports"] == [rest, peer]
+    opened = rendered(engine, KVNODE_HOST_IP="0.0.0.0")
+    assert opened["web2"]["ports"] == ["0.0.0.0:5002:5001/tcp", "127.0.0.1:7002:7001/tcp"]
+
+
+def test_monitoring_is_there_when_it_is_asked_for(engine: DockerEngine) -> None:
+    """Its images cannot be had here; what they are given can."""
+    services = rendered(engine, "--profile=monitoring")
+    assert set(services) == {*NAMES, "prometheus", "grafana"}
+    for name in ("prometheus", "grafana"):
+        assert services[name]["profiles"] == ["monitoring"]
+        assert [port.rpartition(":")[0].rpartition(":")[0] for port in services[name]["ports"]] == ["127.0.0.1"]
+        given = [volume.partition(":")[0] for volume in services[name]["volumes"]]
+        assert [path for path in given if not Path(path).exists()] == []
 
 
 def test_what_is_put_on_web1_is_read_on_web2_and_web3(nodes: Deployment) -> None:
