@@ -8,8 +8,8 @@ Of many new entries only the newest are told, of large ones the beginning: `left
 others. A key or value that is cut has its whole size beside it, as `key_bytes` or `value_bytes`; a value is a text
 that holds JSON, for what is left of one that was cut is none. `time` is the primary's, UTC milliseconds.
 
-The id of an event is the last entry that was told of, as an ETag shows it. Who comes back with it, as browsers do,
-gets what is newer, as far as it is still in memory.
+The first event of a stream tells the newest entries that are in memory, if any. The id of an event is the last entry
+in the log, as an ETag shows it. Who comes back with it, as browsers do, gets what is newer, as far as it is in memory.
 
 All watchers are served from one timer, which runs only while there are any. At each tick the status is encoded once,
 and so are the entries for all who saw the same before. A watcher takes the events of the present tick when its
@@ -135,30 +135,23 @@ class EventRoutes:
         if not self._watchers:
             self._stop_timer()
 
-    def events_after(self, seen: Position | None, *, is_first: bool) -> tuple[bytes, Position | None]:
-        """The events of this tick, and what was seen then.
-
-        Args:
-            seen: the last entry that the watcher was told of.
-            is_first: tell where the log is, even if there is no entry.
-        """
+    def events_after(self, seen: Position | None) -> tuple[bytes, Position | None]:
+        """The events of this tick for who saw an entry last, or nothing yet; and what was seen then."""
         try:
             if seen not in self._entries:
-                self._entries[seen] = self._entries_after(seen, is_first=is_first)
+                self._entries[seen] = self._entries_after(seen)
         except Exception as error:
             self._fail(error)
             return b"", seen
         entries, last = self._entries[seen]
         return entries + self._status, last
 
-    def _entries_after(self, seen: Position | None, *, is_first: bool) -> tuple[bytes, Position]:
+    def _entries_after(self, seen: Position | None) -> tuple[bytes, Position]:
         newest = self._node.newest_entries(seen)
-        if newest.last == seen and not is_first:
+        if newest.last == seen:
             return b"", newest.last
-        return b"event: entries\nid: %b\ndata: %b\n\n" % (
-            str(newest.last).encode(),
-            self._encode(_show_entries(newest)),
-        ), newest.last
+        shown = self._encode(_show_entries(newest))
+        return b"event: entries\nid: %b\ndata: %b\n\n" % (str(newest.last).encode(), shown), newest.last
 
     def _fail(self, error: Exception) -> None:
         """End all streams: who watches is to see that, and comes back."""
@@ -182,7 +175,7 @@ class _Watcher:
     def __init__(self, events: EventRoutes, request: Request, seen: Position | None) -> None:
         self._events = events
         self._seen = seen
-        self._shown_tick = -1
+        self._shown_tick: int | None = None
         self._is_ended = False
         self._changed = asyncio.Event()
         self._lost = request.connection.lost
@@ -198,17 +191,18 @@ class _Watcher:
         self._changed.set()
 
     async def next(self) -> bytes:
-        is_first = self._shown_tick == -1
+        is_first = self._shown_tick is None
         if is_first:
-            self._shown_tick = 0
             self._events.begin()
+            if self._is_ended:
+                return b""
         while self._shown_tick == self._events.tick:
             if self._is_ended:
                 return b""
             self._changed.clear()
             await self._changed.wait()
         self._shown_tick = self._events.tick
-        events, self._seen = self._events.events_after(self._seen, is_first=is_first)
+        events, self._seen = self._events.events_after(self._seen)
         return _RETRY + events if is_first and events else events
 
     def trailer_lines(self) -> bytes:
