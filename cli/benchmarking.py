@@ -139,10 +139,10 @@ class Run:
 
     def __init__(self, plan: Plan, share: int = 0) -> None:
         self._plan = plan
+        self._share = share
         self._numbers = range(share, plan.connections, plan.processes)
         self._tallies = {kind: Tally() for kind in plan.workload.mix}
         self._left = None if plan.requests is None else _part(plan.requests, share, plan.processes)
-        self._rate = None if plan.rate is None else plan.rate / plan.processes
         self._end = asyncio.Event()
         self._turns = 0
         #: moments on the clock of `perf_counter_ns`
@@ -182,9 +182,10 @@ class Run:
     def _outcome(self, cpu_before_s: float | None) -> Outcome:
         now = time.perf_counter_ns()
         not_begun = 0
-        if self._rate is not None:
-            due = int((min(now, self._deadline) - self._began) / _NS * self._rate)
-            not_begun = max(0, due - self._turns) if self._left is None or self._left > 0 else 0
+        if self._plan.rate is not None and self._left != 0:
+            end = min(now, self._deadline)
+            while self._due(self._turns + not_begun, self._plan.rate) < end:
+                not_begun += 1
         return Outcome(
             tallies=self._tallies,
             seconds=max(0, now - self._measured_from) / _NS,
@@ -223,9 +224,9 @@ class Run:
         now = time.perf_counter_ns()
         if self._end.is_set() or now >= self._deadline:
             return None
-        if self._rate is None:
+        if self._plan.rate is None:
             return now
-        due = self._began + round(self._turns * _NS / self._rate)
+        due = self._due(self._turns, self._plan.rate)
         if due >= self._deadline:
             await asyncio.sleep((self._deadline - now) / _NS)
             return None
@@ -233,6 +234,10 @@ class Run:
         if (wait_s := (due - now) / _NS) > _TIMER_S:
             await asyncio.sleep(wait_s - _TIMER_S)
         return None if self._end.is_set() else due
+
+    def _due(self, turn: int, rate: float) -> int:
+        """The moment of the `turn`th request of this process, from 0 on; the processes take turns."""
+        return self._began + round((turn * self._plan.processes + self._share) * _NS / rate)
 
 
 async def fill(plan: Plan) -> None:

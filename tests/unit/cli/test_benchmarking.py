@@ -133,6 +133,12 @@ async def test_a_rate_is_kept_and_what_could_not_begin_is_told(slow: type[Slow])
     assert stalled.not_begun == 59
 
 
+def test_processes_take_turns_at_a_rate() -> None:
+    runs = [Run(plan_of("http://127.0.0.1:1", rate=100.0, processes=3), share) for share in range(3)]
+    due = [run._due(turn, 100.0) for turn in range(4) for run in runs]
+    assert due == [10_000_000 * number for number in range(12)]
+
+
 async def test_a_warm_up_is_not_measured(slow: type[Slow]) -> None:
     outcome = await run(plan_of("http://127.0.0.1:1", rate=200.0, warmup_s=0.25, seconds=0.25, requests=None))
     assert 0 < outcome.all.latencies.count < len(slow.asked) <= 100
