@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from kvnode.cli.client import Client, Status
+from kvnode.cli.errors import Unanswered, Unreachable
 from kvnode.cli.jsontext import to_json
 from kvnode.cli.nodestatus import read_status
 from kvnode.cli.options import json_option, node_options
@@ -136,8 +137,11 @@ def _parts(look: Look, url: str) -> Iterator[RenderableType]:
         assert look.silent_since is not None
         since = f"{look.silent_since.astimezone():%H:%M:%S}"
         lasting = duration_text((look.when - look.silent_since).total_seconds())
-        yield plain(f"UNREACHABLE: {url}, since {since}, for {lasting}", "bold red")
+        what = "UNREACHABLE" if isinstance(look.error, Unreachable | Unanswered) else "NO STATUS"
+        yield plain(f"{what}: {url}, since {since}, for {lasting}", "bold red")
         yield plain(f"{look.error.message} ({look.error.code})", "red")
+        if look.error.hint:
+            yield plain(f"hint: {look.error.hint}")
         if look.status is None:
             return
         yield Text("\nThis is what it said last:")

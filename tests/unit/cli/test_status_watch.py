@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import aclosing, closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from socket import create_server
 from typing import Any
@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from kvnode.cli.client import Client
-from kvnode.cli.errors import BadAnswer
+from kvnode.cli.commands.status import _view
+from kvnode.cli.errors import BadAnswer, ClientError, Unreachable
 from kvnode.cli.nodestatus import NodeStatus, rates_between, read_status
+from kvnode.cli.printable import printable
 from kvnode.cli.statusview import live_view
 from kvnode.cli.watching import Look, looks
 from support.stub_server import Answer, Cut, Say, StubServer
@@ -175,6 +177,27 @@ def test_where_there_is_no_room_columns_go_and_lines_stay_whole(width: int) -> N
     assert ("sent" in heading) is (width >= 100)
     assert ("address" in heading) is (width >= 80)
     assert "lag" in heading
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [(Unreachable("refused", hint="is it there?"), "UNREACHABLE"), (BadAnswer("\x1bodd"), "NO STATUS")],
+)
+def test_a_node_that_does_not_answer_is_said_to_be_so_above_what_it_said_last(error: ClientError, what: str) -> None:
+    since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    look = Look(
+        when=since + timedelta(seconds=75), status=read_status(primary_status()), error=error, silent_since=since
+    )
+    console = Console(file=StringIO(), width=80, highlight=False, markup=False)
+    console.print(_view(look, "http://127.0.0.1:5001"))
+    assert isinstance(console.file, StringIO)
+    first, second, *others = console.file.getvalue().splitlines()
+    clock = f"{since.astimezone():%H:%M:%S}"
+    assert first.strip() == f"{what}: http://127.0.0.1:5001, since {clock}, for 1 min 15 s"
+    assert second.strip() == f"{printable(error.message)} ({error.code})"
+    assert ("hint: is it there?" in map(str.strip, others)) is (error.hint is not None)
+    assert "This is what it said last:" in map(str.strip, others)
+    assert any(line.startswith("web2") for line in others)
 
 
 HOSTILE = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\x1b\x9b\r\n\x07[]:\u202e"), min_size=1)
