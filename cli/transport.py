@@ -156,7 +156,7 @@ class Transport:
         Raises:
             ServerError, Unreachable, Unanswered, BadAnswer.
         """
-        async with self._exchange(url, request, limits) as (response, _):
+        async with self._exchange(url, request, limits, None) as (response, _):
             return Answer(await response.read(), response.headers)
 
     @asynccontextmanager
@@ -166,12 +166,12 @@ class Transport:
         Raises:
             ServerError, Unreachable, Unanswered, BadAnswer: also where reading it fails in the block.
         """
-        async with self._exchange(url, request, limits) as (response, timeout):
+        async with self._exchange(url, request, limits, limits.silence_s) as (response, timeout):
             yield Stream(url, response, timeout)
 
     @asynccontextmanager
     async def _exchange(
-        self, url: str, request: Request, limits: Limits
+        self, url: str, request: Request, limits: Limits, silence_s: float | None
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, asyncio.Timeout]]:
         assert self._http is not None, "enter the client first: async with Client(...) as client"
         headers = {"Accept": request.accept}
@@ -183,7 +183,7 @@ class Transport:
             # Lets the loop look at its sockets, and act on what it saw: connections that were closed.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        timeouts = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s, sock_read=limits.silence_s)
+        timeouts = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s, sock_read=silence_s)
         timeout = asyncio.timeout_at(limits.deadline)
         sending = _Sending(timeout, limits)
         try:
@@ -226,8 +226,9 @@ class _Sending:
     def begin(self) -> None:
         """From now on it is the node's answer that is waited for, not a connection."""
         self.has_begun = True
-        now = asyncio.get_running_loop().time()
-        self._timeout.reschedule(min(self._limits.deadline, now + self._limits.answer_s))
+        due = asyncio.get_running_loop().time() + self._limits.answer_s
+        if due < self._limits.deadline:
+            self._timeout.reschedule(due)
 
 
 async def _note_sending(

@@ -108,9 +108,9 @@ async def test_a_read_of_a_silent_node_goes_to_the_next() -> None:
         stub.records["k"] = (1, "1")
         host, port = server.sockets[0].getsockname()
         urls = (f"http://{host}:{port}", stub.url)
-        for route, call in READS.items():
+        for route in ("/read", "/readrange"):
             async with Client(urls, node_timeout_s=0.05) as client:
-                await call(client)
+                await READS[route](client)
             assert count(stub, route)
 
 
@@ -141,7 +141,7 @@ async def test_a_write_that_was_sent_is_raised_at_once_and_never_repeated(
 
 
 async def test_a_write_that_takes_too_long_is_not_repeated() -> None:
-    async with two_nodes(timeout_s=0.2) as (a, b, client):
+    async with two_nodes(timeout_s=0.6) as (a, b, client):
         a.open.clear()
         with pytest.raises(Unanswered, match="did not answer within") as caught:
             await client.batch({"a": 1})
@@ -241,7 +241,7 @@ async def test_a_range_that_has_begun_does_not_fail_over() -> None:
 
 
 async def test_a_range_that_is_left_gives_its_connection_back() -> None:
-    async with StubServer() as stub, Client(stub.url, connections=1, timeout_s=0.5, retries=0) as client:
+    async with StubServer() as stub, Client(stub.url, connections=1, timeout_s=1, retries=0) as client:
         stub.records = {f"{number:05}": (1, '"' + "x" * 1000 + '"') for number in range(20_000)}
         async with aclosing(client.range()) as items:
             await anext(items)
@@ -338,7 +338,10 @@ async def test_a_kept_connection_that_was_closed_while_the_loop_was_busy_is_not_
         for _ in range(2):
             connection, _ = listener.accept()
             with closing(connection):
-                requests.append(connection.recv(65536))
+                request = b""
+                while not request.endswith(b"}"):
+                    request += connection.recv(65536)
+                requests.append(request)
                 connection.sendall(HEAD % (EPOCH.encode(), len(OK)) + OK)
                 assert close.wait(10)
             closed.set()
