@@ -105,11 +105,13 @@ async def later_term(opened: OpenedDirectory, log: EventLog) -> tuple[int | None
     answers = await probe_all([Address.parse(each.address) for each in members], _ASK_S, identity.cluster_bytes)
     found = {address: answer for address, answer in answers.items() if isinstance(answer, Found)}
     highest = max([answer.term for answer in found.values()], default=0)
-    # A reign of the same term, of a node that did not hear of this one's, has the better claim: it goes on.
+    # A reign of the same term, of a node that did not hear of this one's, has the better claim: it goes on. But not one
+    # of the primary that this node was promoted over, which came back when nobody could tell it.
     later = {
         address: answer.term
         for address, answer in found.items()
-        if answer.term > own_term or (answer.welcome.role is Role.PRIMARY and answer.term == own_term)
+        if answer.term > own_term
+        or (answer.term == own_term and answer.welcome.role is Role.PRIMARY and identity.promoted_from != str(address))
     }
     if not later:
         return None, highest

@@ -117,6 +117,28 @@ def test_a_primary_that_learned_of_a_later_one_at_its_start_takes_no_writes_when
         assert records(web1) == {"a": 1}
 
 
+def test_a_promoted_node_does_not_give_way_to_its_old_primary_when_all_are_started_again(tmp_path: Path) -> None:
+    with Cluster(tmp_path, replicas=1) as cluster:
+        web1, web2 = cluster.nodes
+        put(web1, a=1)
+        cluster.agree()
+        web1.kill()
+        promote(web2)
+        put(web2, new=2)
+        assert web2.stop() == 0
+        # The old one comes first, cannot be told, and takes writes: in a reign of the same term.
+        web1.start()
+        web1.wait_ready()
+        put(web1, old=3)
+        assert term(web1) == 2
+        start(web2)
+        assert put_code(web2) == ""
+        assert term(web2) == 3
+        wait_until(lambda: fenced([web1]), "the old one ends", web1)
+        assert put_code(web1) == "not_primary"
+        assert records(web2) == {"a": 1, "new": 2, "asked": "x"}
+
+
 def fenced(nodes: Sequence[NodeProcess]) -> list[NodeProcess]:
     return [node for node in nodes if "fenced" in node.status()]
 

@@ -378,6 +378,22 @@ async def test_another_primary_of_the_same_term_goes_on() -> None:
         assert await at.ask() == (1, 1)
 
 
+async def test_the_primary_that_this_node_was_promoted_over_is_none_to_give_way_to() -> None:
+    """It came back when nobody could tell it of the promotion, and so began a reign of the same term."""
+    async with members() as at:
+        address = await at.add(seen(1, Role.PRIMARY))
+        at.opened.identity = replace(at.opened.identity, promoted_from=str(address))
+        assert await at.ask() == (None, 1)
+
+
+async def test_one_that_reigns_with_a_later_term_is_given_way_to_even_so() -> None:
+    """It has heard of this node's reign, and was promoted again."""
+    async with members() as at:
+        address = await at.add(seen(2, Role.PRIMARY))
+        at.opened.identity = replace(at.opened.identity, promoted_from=str(address))
+        assert await at.ask() == (2, 2)
+
+
 async def test_an_earlier_primary_is_none_to_give_way_to() -> None:
     async with members() as at:
         await at.add(welcome(0, History(), Role.PRIMARY))
