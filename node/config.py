@@ -237,6 +237,13 @@ SETTINGS: tuple[Setting, ...] = tuple(
 )
 
 
+def prepare_environment() -> None:
+    """Set what a library takes from the environment alone; what is set there already stays. Before the loop is made."""
+    # uvloop looks up as many names at once as half its threads, and has four. The names of nodes that are gone can take
+    # long, which must not keep this one from those that are there.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", "16")
+
+
 def load_config(
     flags: Mapping[str, str | None], *, file: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> Config:

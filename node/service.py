@@ -18,7 +18,7 @@ import uvloop
 
 from kvnode.node.api import NewestEntries
 from kvnode.node.clock import Clock, RealClock
-from kvnode.node.config import Address, Config
+from kvnode.node.config import Address, Config, prepare_environment
 from kvnode.node.errors import Draining, StorageError, Syncing, Unavailable
 from kvnode.node.eventlog import EventLog, open_event_log
 from kvnode.node.fs import Fs, RealFs
@@ -66,13 +66,13 @@ _LAST_ANSWERS_S = 1.0
 
 
 def run(config: Config, join: Address | None = None) -> int:
-    """Run a node until it is told to stop.
+    """Run a node until it is told to stop, and end the process: with 0 after a clean stop, with 1 after anything else.
 
     Args:
         join: the peer address of the primary that the node is to follow from now on; None = what the directory says.
 
     Returns:
-        The process's exit code: 0 after a clean stop, 1 when it could not start, failed, or could not stop cleanly.
+        1, if the data directory cannot be had.
     """
     log = open_event_log(config.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -80,18 +80,17 @@ def run(config: Config, join: Address | None = None) -> int:
     layout = Layout(config.data)
     try:
         make_data_directory(fs, layout)
-        lock = DirectoryLock(layout.lock)
+        # Held until the process ends.
+        DirectoryLock(layout.lock)
     except (KvError, OSError) as error:
         return _refused(error, config, log)
     _warn_of_open_doors(config, log)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(_serve(config, fs, join, log))
-    if code != 0:
-        # Threads may still be inside LevelDB or the disk: the interpreter must not tear down what they use.
-        sys.stderr.flush()
-        os._exit(code)
-    lock.release()
-    return code
+    prepare_environment()
+    code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(config, fs, join, log))
+    # The loop and the interpreter are not torn down: after a failure, threads may still be inside LevelDB or the disk;
+    # and one may always wait for a name that nobody answers for, longer than a stop may take.
+    sys.stderr.flush()
+    os._exit(code)
 
 
 async def _serve(config: Config, fs: Fs, primary: Address | None, log: EventLog) -> int:
