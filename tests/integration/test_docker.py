@@ -21,7 +21,7 @@ from support.cluster import wait_until
 from support.docker_engine import DockerEngine, import_base, open_engine
 from support.project import ROOT
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("docker")]
+pytestmark = pytest.mark.timeout(300)
 
 NAMES = ("web1", "web2", "web3")
 NETWORK = "kvnode_default"

@@ -18,7 +18,7 @@ DOCUMENT = build_document(Config())
 SHOWN = [operation for operation in operations(DOCUMENT) if operation.method != "head"]
 
 # One browser for all of them.
-pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("docs_page")]
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")

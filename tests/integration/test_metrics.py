@@ -18,7 +18,6 @@ from support.project import ROOT
 from support.prometheus import metrics_of, promtool, scrape, serving
 
 # Its nodes are started once, by whoever runs it.
-pytestmark = pytest.mark.xdist_group("metrics")
 
 #: What Prometheus asks for.
 _ACCEPT = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
