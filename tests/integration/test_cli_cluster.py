@@ -27,7 +27,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         NodeProcess(place / "web1", "--name", "web1") as web1,
         NodeProcess(place / "web2", "--name", "web2", join=web1.peer) as web2,
     ):
+        wait_until(lambda: len(web2.status()["members"]) == 2, "web2 knows the members", web1, web2)
         yield web1, web2
+
+
+def end_of(node: NodeProcess) -> int:
+    """The exit code of a start that is to be refused."""
+    node.start()
+    try:
+        return node.wait()
+    finally:
+        if node.is_running:
+            node.kill()
 
 
 def test_watching_a_replica_that_is_killed_and_comes_back(pair: Pair) -> None:
@@ -78,8 +89,7 @@ def test_a_name_that_another_member_has_is_refused_and_the_node_comes_back_as_it
     web1, web2 = pair
     web2.stop()
     again = NodeProcess(web2.data, "--name", "web1")
-    again.start()
-    assert again.wait() == 1
+    assert end_of(again) == 1
     (refused,) = events(again, "start_refused", "code=name_taken")
     assert "to stay web2" in refused
     assert "kvnode forget web1" in refused
@@ -88,8 +98,7 @@ def test_a_name_that_another_member_has_is_refused_and_the_node_comes_back_as_it
     assert web2.status()["name"] == "web2"
     # One that is new is refused by the primary, with the same advice.
     third = NodeProcess(web2.data.parent / "web3", "--name", "web2", join=web1.peer)
-    third.start()
-    assert third.wait() == 1
+    assert end_of(third) == 1
     (failed,) = events(third, "node_failed", "code=name_taken")
     assert "hint=" in failed
     assert "kvnode forget NAME" in failed
