@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from kvnode.cli.client.results import Written
 from kvnode.cli.errors import ClientError, NoNodeAvailable, ServerError, Unanswered, Unreachable
 from kvnode.cli.lines import BadLine, Batch
-from kvnode.cli.results import Written
 from kvnode.protocol.types import Position
 
 _FIRST_BACKOFF_S = 0.1

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import click
 import uvloop
 
-from kvnode.cli.benchmarking import Plan, clean_up, fill, targets
-from kvnode.cli.benchprocesses import measure
-from kvnode.cli.benchreport import BenchReport
+from kvnode.cli.bench.processes import measure
+from kvnode.cli.bench.report import BenchReport
+from kvnode.cli.bench.runner import Plan, clean_up, fill, targets
+from kvnode.cli.bench.workload import Distribution, Kind, Workload
 from kvnode.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from kvnode.cli.jsontext import to_json
 from kvnode.cli.options import json_option, nodes_options, text_callback
 from kvnode.cli.tables import make_console
-from kvnode.cli.workload import Distribution, Kind, Workload
 from kvnode.node.config import parse_size
 from kvnode.protocol.errors import KvError
 

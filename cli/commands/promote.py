@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import click
 
 from kvnode.cli.client import Client
-from kvnode.cli.cluster import MemberPosition, Promotion, members_in
+from kvnode.cli.client.cluster import MemberPosition, Promotion, members_in
 from kvnode.cli.errors import ServerError
 from kvnode.cli.options import json_option, node_options
 from kvnode.cli.tables import make_console, make_table

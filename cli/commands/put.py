@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from kvnode.cli.client import Client, Written
+from kvnode.cli.client.jsonvalues import JsonText
 from kvnode.cli.jsontext import to_json
-from kvnode.cli.jsonvalues import JsonText
 from kvnode.cli.options import json_option, key_argument, nodes_options
 
 

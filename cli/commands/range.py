@@ -10,9 +10,9 @@ from contextlib import aclosing
 import click
 
 from kvnode.cli.client import Client, RangeItem
+from kvnode.cli.client.results import RangeQuery
 from kvnode.cli.jsontext import item_text, to_json
 from kvnode.cli.options import json_option, nodes_options, text_callback
-from kvnode.cli.results import RangeQuery
 
 #: What would break a line of the table, or reach the terminal as a command; each is shown as an escape.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}

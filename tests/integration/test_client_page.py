@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvnode.cli import failover
+from kvnode.cli.client import failover
 from support.cluster import Cluster
 from support.documents import fenced_blocks
 from support.project import ROOT
 
-PAGE = ROOT / "cli" / "CLIENT.md"
+PAGE = ROOT / "cli" / "client" / "CLIENT.md"
 
 
 @pytest.fixture(scope="module")

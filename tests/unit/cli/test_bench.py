@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kvnode.cli.__main__ import main
+from kvnode.cli.bench.workload import Kind
 from kvnode.cli.commands.bench import parse_mix, parse_sizes
-from kvnode.cli.workload import Kind
 from support.stub_server import Answer, StubServer
 
 Kvnode = Callable[..., Result]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from kvnode.cli.benchmarking import Plan, Run, clean_up, fill
-from kvnode.cli.benchtarget import Performed, Target
+from kvnode.cli.bench.runner import Plan, Run, clean_up, fill
+from kvnode.cli.bench.target import Performed, Target
+from kvnode.cli.bench.workload import Distribution, Kind, Request, Workload
 from kvnode.cli.errors import ServerError, Unreachable
-from kvnode.cli.workload import Distribution, Kind, Request, Workload
 from support.peers import until
 from support.stub_server import Answer, StubServer
 
@@ -107,7 +107,7 @@ class Slow(Target):
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
     Slow.asked = []
-    monkeypatch.setattr("kvnode.cli.benchmarking.Target", Slow)
+    monkeypatch.setattr("kvnode.cli.bench.runner.Target", Slow)
     return Slow
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from kvnode.cli.client import Client, Deleted, JsonText, RangeItem, Record, Written, parse_position
-from kvnode.cli.cluster import MemberPosition, members_in
+from kvnode.cli.client.cluster import MemberPosition, members_in
+from kvnode.cli.client.jsonvalues import JsonValue
 from kvnode.cli.errors import BadAnswer, ClientError, ServerError, Unanswered, Unreachable
-from kvnode.cli.jsonvalues import JsonValue
 from kvnode.cli.urls import DEFAULT_URL, parse_url, parse_urls
 from kvnode.protocol.types import Epoch, Position
 from support.stub_server import EPOCH, Answer, Cut, CutStream, Say, StubServer

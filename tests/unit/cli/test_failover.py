@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from kvnode.cli.client.failover import NOTHING_DONE, FailOver, Next, Nodes, after
+from kvnode.cli.client.transport import Limits
 from kvnode.cli.errors import BadAnswer, ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
-from kvnode.cli.failover import NOTHING_DONE, FailOver, Next, Nodes, after
-from kvnode.cli.transport import Limits
 
 A, B, C = "http://a", "http://b", "http://c"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.cli.histogram import MAX_VALUE, PRECISION, Histogram, _bucket, _highest
+from kvnode.cli.bench.histogram import MAX_VALUE, PRECISION, Histogram, _bucket, _highest
 
 VALUES = st.integers(0, 2**12) | st.integers(0, MAX_VALUE) | st.integers(0, 40).map(lambda power: 2**power)
 

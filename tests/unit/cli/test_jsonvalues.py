@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kvnode.cli.jsonvalues import JsonText, encode_value
+from kvnode.cli.client.jsonvalues import JsonText, encode_value
 
 TEXTS = [b"1.0", b"1e400", b"-0", b'"\\ud800"', b'{"b" : 1,"b":2,"a":[ ]}', b"null", b"[1,\n2]", '"ü\u2028"'.encode()]
 

@@ -2,7 +2,7 @@
 
 import itertools
 
-from kvnode.cli.session import Session
+from kvnode.cli.client.session import Session
 from kvnode.protocol.types import Epoch, Position
 
 

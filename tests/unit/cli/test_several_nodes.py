@@ -94,4 +94,4 @@ def test_no_command_speaks_http_but_by_the_client() -> None:
         for path in root.rglob("*.py")
         if any(name in path.read_text("utf-8") for name in ("import aiohttp", "urllib.request", "http.client"))
     }
-    assert users == {"transport.py"}
+    assert users == {"client/transport.py"}

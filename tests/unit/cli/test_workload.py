@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.cli.workload import Distribution, Kind, Request, Requests, Workload, Zipf, value_text
+from kvnode.cli.bench.workload import Distribution, Kind, Request, Requests, Workload, Zipf, value_text
 
 
 def workload(**changes: Any) -> Workload:

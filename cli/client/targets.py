@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 from urllib.parse import quote, urlencode
 
-from kvnode.cli.results import RangeQuery
+from kvnode.cli.client.results import RangeQuery
 from kvnode.protocol.types import Position
 
 #: How many replicas must hold a write durably before it is answered, besides the primary.

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 
 import uvloop
 
-from kvnode.cli.benchmarking import Outcome, Plan, Run
+from kvnode.cli.bench.runner import Outcome, Plan, Run
 from kvnode.cli.errors import CommandFailed
 
 #: What goes over the pipes besides the outcome: a process has started, it may begin, it is to end.

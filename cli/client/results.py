@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kvnode.cli.jsonvalues import JsonText
+from kvnode.cli.client.jsonvalues import JsonText
 from kvnode.protocol.types import Position
 
 

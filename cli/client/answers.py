@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from kvnode.cli.client.jsonvalues import JsonText
+from kvnode.cli.client.results import RangeItem, Record
 from kvnode.cli.errors import BadAnswer, HistoryLost, ServerError
 from kvnode.cli.jsontext import parse_item
-from kvnode.cli.jsonvalues import JsonText
-from kvnode.cli.results import RangeItem, Record
 from kvnode.protocol.types import Epoch, Position, Seq
 
 _T = TypeVar("_T")

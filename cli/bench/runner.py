@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from kvnode.cli.benchtarget import Target
-from kvnode.cli.histogram import Histogram
-from kvnode.cli.workload import Kind, Request, Requests, Workload, value_text
+from kvnode.cli.bench.histogram import Histogram
+from kvnode.cli.bench.target import Target
+from kvnode.cli.bench.workload import Kind, Request, Requests, Workload, value_text
 from kvnode.protocol.errors import KvError
 
 _NS = 1_000_000_000

@@ -6,8 +6,8 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from kvnode.cli.bench.workload import Kind, Request, Workload
 from kvnode.cli.client import Client, JsonText
-from kvnode.cli.workload import Kind, Request, Workload
 
 
 class Performed(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from kvnode.cli.benchmarking import Outcome, Plan, Tally
-from kvnode.cli.histogram import PRECISION
+from kvnode.cli.bench.histogram import PRECISION
+from kvnode.cli.bench.runner import Outcome, Plan, Tally
 from kvnode.cli.quantities import count_text, latency_text, rate_text, size_text
 from kvnode.cli.tables import make_summary, make_table, plain
 

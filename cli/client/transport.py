@@ -23,7 +23,7 @@ from typing import NamedTuple, Self
 import aiohttp
 from yarl import URL
 
-from kvnode.cli.answers import error_of_answer, not_kvnode
+from kvnode.cli.client.answers import error_of_answer, not_kvnode
 from kvnode.cli.errors import Unanswered, Unreachable
 
 NDJSON = "application/x-ndjson"

@@ -1,8 +1,4 @@
-"""The asynchronous Python client of kvnode: what programs import, and what the commands use.
-
-CLIENT.md beside this file is its guide. `Client` is the face; below it, `failover` decides which node is asked and what
-may be asked again, `session` makes reads see what was seen before, and `transport` speaks HTTP to one node.
-"""
+"""`Client`, the face of the client: what can be asked of a cluster's nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias, TypeVar
 
-from kvnode.cli.answers import (
+from kvnode.cli.client.answers import (
     decode_deleted,
     decode_line,
     decode_object,
@@ -23,37 +19,17 @@ from kvnode.cli.answers import (
     position_of,
     read_answer,
 )
-from kvnode.cli.cluster import Promotion, decode_forgotten, decode_promotion
-from kvnode.cli.errors import ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
-from kvnode.cli.failover import FailOver
+from kvnode.cli.client.cluster import Promotion, decode_forgotten, decode_promotion
+from kvnode.cli.client.failover import FailOver
+from kvnode.cli.client.jsonvalues import JsonText, JsonValue, encode_value
+from kvnode.cli.client.results import Deleted, RangeItem, RangeQuery, Record, Status, Written
+from kvnode.cli.client.session import Session
+from kvnode.cli.client.targets import Acks, range_target, read_target, write_target
+from kvnode.cli.client.transport import NDJSON, Answer, Limits, Request, Transport
+from kvnode.cli.errors import ClientError, ServerError
 from kvnode.cli.jsontext import item_text, to_json
-from kvnode.cli.jsonvalues import JsonText, JsonValue, encode_value
-from kvnode.cli.results import Deleted, RangeItem, RangeQuery, Record, Status, Written
-from kvnode.cli.session import Session
-from kvnode.cli.targets import Acks, range_target, read_target, write_target
-from kvnode.cli.transport import NDJSON, Answer, Limits, Request, Transport
 from kvnode.cli.urls import DEFAULT_URL, parse_url
 from kvnode.protocol.types import Epoch, Position, Seq
-
-__all__ = [
-    "Acks",
-    "Client",
-    "ClientError",
-    "Deleted",
-    "HistoryLost",
-    "JsonText",
-    "JsonValue",
-    "NoNodeAvailable",
-    "Position",
-    "RangeItem",
-    "Record",
-    "ServerError",
-    "Status",
-    "Unanswered",
-    "Unreachable",
-    "Written",
-    "parse_position",
-]
 
 _MAYBE_WRITTEN = "the write may have happened: read it back to find out"
 _MAYBE_CHANGED = "the change may have happened: `kvnode status` shows how the node is"
@@ -77,7 +53,7 @@ class Client:
 
     **Fail-over.** A call goes to the node that answered last. Whatever is safe to repeat goes to the next one when that
     fails, and after a pause to all again, until `timeout_s` is over. A write that may have happened is never sent
-    again. `kvnode.cli.failover` has the table.
+    again. `kvnode.cli.client.failover` has the table.
 
     Every method may raise a `ClientError`; after one of a write, its `maybe_written` says whether it may have happened.
     A call that is cancelled may have been sent.
@@ -313,7 +289,7 @@ class Client:
 
         Raises:
             ServerError: it stays what it is. With the code `promotion_refused` the fields are `reason` and `members`;
-                see `kvnode.cli.cluster.members_in`.
+                see `kvnode.cli.client.cluster.members_in`.
             ValueError: the client has several nodes.
         """
         if len(self._urls) != 1:

@@ -26,8 +26,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TypeVar
 
+from kvnode.cli.client.transport import Limits
 from kvnode.cli.errors import BadAnswer, ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
-from kvnode.cli.transport import Limits
 
 #: The codes of 503 that say: this node cannot do it now, and nothing was done.
 NOTHING_DONE = frozenset({"overloaded", "draining", "syncing", "no_primary", "not_primary", "not_enough_replicas"})
