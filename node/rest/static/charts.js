@@ -11,7 +11,9 @@ const SHOWN_FIRST_S = 60;
 const GAP_S = 3.5;
 const HEIGHT_PX = 150;
 const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6"];
+/** Between two marks of an axis. */
 const BINARY_STEPS = Array.from({ length: 50 }, (_, power) => 2 ** power);
+const WHOLE_STEPS = Array.from({ length: 15 }, (_, power) => [1, 2, 5].map((factor) => factor * 10 ** power)).flat();
 
 /**
  * What was counted at one event.
@@ -26,7 +28,7 @@ const BINARY_STEPS = Array.from({ length: 50 }, (_, power) => 2 ** power);
  * @property {boolean} [wide]
  * @property {string} [nothing]  what is said where there are no lines
  * @property {number} [top]  the end of the axis; else above all that there is
- * @property {number[]} [steps]  between two marks of the axis
+ * @property {boolean} [isBinary]  whether its numbers are round as powers of two are
  */
 
 const line = (label, name) => (samples) => ({ label, values: samples.map((sample) => sample.values[name]) });
@@ -57,7 +59,7 @@ const KINDS = [
     },
     show: compact,
   },
-  { title: "Log size", lines: (samples) => [line("on disk", "logBytes")(samples)], show: bytes, steps: BINARY_STEPS },
+  { title: "Log size", lines: (samples) => [line("on disk", "logBytes")(samples)], show: bytes, isBinary: true },
   {
     title: "Cache hit rate",
     lines: (samples) => [line("of reads by key", "hitRate")(samples)],
@@ -172,7 +174,7 @@ class Chart {
   options() {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
-    const { top, show, steps } = this.kind;
+    const { top, show, isBinary } = this.kind;
     const axis = { stroke: colour("--muted"), font: "11px system-ui, sans-serif", ticks: { show: false } };
     const grid = { stroke: colour("--grid"), width: 1 };
     return {
@@ -184,7 +186,7 @@ class Chart {
       padding: [8, 26, 0, 0],
       scales: {
         x: { time: true, range: (_, first, last) => [Math.min(first, last - SHOWN_FIRST_S), last] },
-        y: { range: (_, __, highest) => [0, top ?? endOf(highest ?? 0, steps)] },
+        y: { range: (_, __, highest) => [0, top ?? endOf(highest ?? 0, isBinary)] },
       },
       axes: [
         {
@@ -198,9 +200,9 @@ class Chart {
         {
           ...axis,
           grid,
-          size: steps ? 66 : 48,
+          size: isBinary ? 66 : 48,
           space: 32,
-          ...(steps ? { incrs: steps } : {}),
+          incrs: isBinary ? BINARY_STEPS : WHOLE_STEPS,
           values: (_, marks) => marks.map(show),
         },
       ],
@@ -219,12 +221,14 @@ class Chart {
 }
 
 /** A round number above all values, and never less than 1: an axis of nothing is one as well. */
-function endOf(highest, steps) {
+function endOf(highest, isBinary) {
   if (highest <= 1) {
-    return steps ? 1024 : 1;
+    return isBinary ? 1024 : 1;
   }
-  const base = (steps ? 2 : 10) ** Math.floor(Math.log(highest * 1.05) / Math.log(steps ? 2 : 10));
-  return base * (steps ? [1, 1.5, 2] : [1, 1.5, 2, 3, 4, 5, 6, 8, 10]).find((factor) => factor * base >= highest * 1.05);
+  const wanted = highest * 1.05;
+  const base = isBinary ? 2 : 10;
+  const below = base ** Math.floor(Math.log(wanted) / Math.log(base));
+  return below * (isBinary ? [1, 1.5, 2] : [1, 1.5, 2, 3, 4, 5, 6, 8, 10]).find((factor) => factor * below >= wanted);
 }
 
 function legendItem(label, at) {
