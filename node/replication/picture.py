@@ -74,9 +74,8 @@ class ClusterPicture:
             return self._own_picture(status, f"the primary at {address} does not answer: {self._trouble}")
         if answer.is_over:
             return self._own_picture(status, f"{answer.name} at {address} is not the primary any more")
-        own_seq = {"applied_seq": status["applied_seq"]}
-        # What was asked for is some time ago.
-        nodes = [node | own_seq if node["is_self"] else node for node in answer.nodes]
+        # All of it as it was then: a newer position of this node beside it would be ahead of the primary's.
+        nodes = list(answer.nodes)
         if not any(node["is_self"] for node in nodes):
             nodes.append(self._own_line(status))
         return {"nodes": nodes, "source": "primary"}
