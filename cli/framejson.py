@@ -35,6 +35,7 @@ from kvnode.protocol.fields import (
     HistoryKind,
     IncomingKind,
     JsonBytes,
+    KeyBytes,
     Kind,
     Listing,
     LogRecord,
@@ -103,7 +104,7 @@ def parse_frame(text: bytes) -> Message:
 def _member_names(field: WireField) -> list[str]:
     """The members that may stand for a field."""
     match field.kind:
-        case OpsKind() | JsonBytes() | Nullable(kind=JsonBytes()):
+        case OpsKind() | JsonBytes() | KeyBytes() | Nullable(kind=JsonBytes()):
             return [field.name, f"{field.name}_hex"]
         case _:
             return [field.name]
@@ -119,6 +120,8 @@ def _show_field(field: WireField, value: Any) -> _Members:
             return _show_json(field.name, value)
         case Nullable(kind=JsonBytes()) if value is not None:
             return _show_json(field.name, value, or_nil=True)
+        case KeyBytes():
+            return {name: to_json(text) for name, text in _plain_key(field.name, value).items()}
         case kind:
             return {field.name: to_json(_plain(kind, value))}
 
@@ -144,6 +147,8 @@ def _parse_field(field: WireField, members: Mapping[str, bytes]) -> Any:
                 if is_hex:
                     return _decode_hex(text)
                 return None if text == b"null" else text
+            case KeyBytes():
+                return _decode_hex(text) if is_hex else _decode(text, str).encode("utf-8")
             case kind:
                 return _from_plain(kind, _decode(text, Any))
     except (ValueError, TypeError, KvError) as error:

@@ -199,6 +199,13 @@ class JsonBytes(Blob):
         super().__init__(min_bytes=1)
 
 
+class KeyBytes(Blob):
+    """A key, at least one byte. What else a key must be is for the node to say, in an answer."""
+
+    def __init__(self) -> None:
+        super().__init__(min_bytes=1)
+
+
 class Listing(Kind[tuple[T, ...]]):
     """Any number of items of one kind."""
 
@@ -399,6 +406,7 @@ FreeText: TypeAlias = Annotated[str, Text()]
 Bytes: TypeAlias = Annotated[bytes, _bytes]
 NonEmptyBytes: TypeAlias = Annotated[bytes, Blob(1)]
 JsonText: TypeAlias = Annotated[bytes, JsonBytes()]
+Key: TypeAlias = Annotated[bytes, KeyBytes()]
 Tokens: TypeAlias = Annotated[tuple[str, ...], Listing(_token)]
 At: TypeAlias = Annotated[Position, _position]
 Reigns: TypeAlias = Annotated[History, HistoryKind()]

@@ -26,6 +26,7 @@ from kvnode.protocol.fields import (
     Id,
     IdOrEmpty,
     JsonText,
+    Key,
     Kind,
     MaybeIncoming,
     MaybeJson,
@@ -48,6 +49,12 @@ from kvnode.protocol.fields import (
 MIN_VERSION = 1
 MAX_VERSION = 1
 
+#: The feature of a node that answers READ. On the wire: never rename.
+FEATURE_READ = "read"
+
+#: What a node of this code announces in WELCOME.
+NODE_FEATURES = (FEATURE_READ,)
+
 
 class FrameType(IntEnum):
     """The first element of every frame. On the wire: never renumber, never reuse."""
@@ -67,6 +74,8 @@ class FrameType(IntEnum):
     WRITE_RESULT = 13
     STATUS = 14
     STATUS_RESULT = 15
+    READ = 16
+    READ_RESULT = 17
 
 
 class Purpose(StrEnum):
@@ -74,7 +83,7 @@ class Purpose(StrEnum):
 
     #: follows the log and is a member
     REPLICA = "replica"
-    #: writes and asks for the status
+    #: writes, reads, and asks for the status
     CLIENT = "client"
     #: reads the stream of any node and counts for nothing
     OBSERVE = "observe"
@@ -321,10 +330,7 @@ class WriteResult(_Frame):
     error_fields: MaybeJson
 
     def check(self) -> None:
-        if (self.error_code is None) is not (self.error_message is None):
-            raise ValueError("error_message: it is there exactly when error_code is")
-        if self.error_code is None and self.error_fields is not None:
-            raise ValueError("error_fields: it is there without error_code")
+        _check_error(self.error_code, self.error_message, self.error_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +354,59 @@ class StatusResult(_Frame):
     status: JsonText = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Read(_Frame):
+    """Asks any node for the record of one key. Only for nodes that announce `FEATURE_READ`."""
+
+    TYPE: ClassVar = FrameType.READ
+
+    #: chosen by the sender, unique among its unanswered requests of this session
+    request_id: U64
+    key: Key = field(repr=False)
+    #: of the entry that the read has to see at least; 0 = whichever epoch ordered it
+    min_epoch: EpochField
+    #: likewise; 0 = what the node has
+    min_seq: U64
+    #: how long to wait for that entry
+    wait_ms: U32
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult(_Frame):
+    """The answer to READ."""
+
+    TYPE: ClassVar = FrameType.READ_RESULT
+
+    request_id: U64
+    #: of the entry that wrote the record; both 0 where there is no value
+    epoch: EpochField
+    seq: U64
+    #: JSON text as it was stored; None = the key has no record, or the read failed
+    value: MaybeJson = field(repr=False)
+    #: the position that the read saw; both 0 when it failed
+    applied_epoch: EpochField
+    applied_seq: U64
+    #: as in WRITE_RESULT. That a key has no record is no error
+    error_code: MaybeToken
+    error_message: MaybeText
+    error_fields: MaybeJson
+
+    def check(self) -> None:
+        _check_error(self.error_code, self.error_message, self.error_fields)
+        if (self.value is None) is not (self.seq == 0):
+            raise ValueError("seq: it is 0 exactly when there is no value")
+        if self.value is not None and self.error_code is not None:
+            raise ValueError("value: it is there beside error_code")
+
+
+def _check_error(code: str | None, message: str | None, more: bytes | None) -> None:
+    """What holds between the fields in which a result tells of an error."""
+    if (code is None) is not (message is None):
+        raise ValueError("error_message: it is there exactly when error_code is")
+    if code is None and more is not None:
+        raise ValueError("error_fields: it is there without error_code")
+
+
 Message: TypeAlias = (
     Hello
     | Welcome
@@ -364,6 +423,8 @@ Message: TypeAlias = (
     | WriteResult
     | Status
     | StatusResult
+    | Read
+    | ReadResult
 )
 
 

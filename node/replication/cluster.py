@@ -52,7 +52,7 @@ from kvnode.node.store import Store
 from kvnode.protocol.fields import LogRecord, Member
 from kvnode.protocol.follow import reigns_until
 from kvnode.protocol.handshake import Refuse, answer_hello
-from kvnode.protocol.messages import Hello, Purpose, Role, Status, StatusResult, Welcome
+from kvnode.protocol.messages import NODE_FEATURES, Hello, Purpose, Role, Status, StatusResult, Welcome
 from kvnode.protocol.types import Epoch, History, Op, Position, Seq
 
 #: What ends `kvnode join`, when it is the first thing that the primary says.
@@ -449,7 +449,7 @@ class Cluster:
                 role,
                 store.history,
                 store.applied.seq,
-                (),
+                NODE_FEATURES,
             )
         )
         if hello.purpose is Purpose.OBSERVE:
@@ -460,7 +460,7 @@ class Cluster:
             link.owner = reign.begin_feed(link, hello, _reachable(hello.address, link.peer_host))
         else:
             link.owner = ClientSession(
-                shared, link, self._forwarded(hello.node_id), self._answer_status, self._why_not_primary
+                shared, link, store, self._forwarded(hello.node_id), self._answer_status, self._why_not_primary
             )
 
     def _forwarded(self, node_id: bytes) -> Callable[[Sequence[Op], Acks], asyncio.Future[WriteResult]]:

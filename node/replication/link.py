@@ -26,6 +26,10 @@ _LINGER_S = 5.0
 #: How long the rest of a frame may take to make any progress.
 FRAME_STALL_S = 30.0
 
+#: Frames of one peer that are told in one turn of the loop: a chunk can hold thousands, which would keep all others
+#: waiting for as long as they take.
+TURN_FRAMES = 256
+
 
 class LinkOwner(Protocol):
     """Who is told of what happens on a link. Nothing is told any more after `link_lost`."""
@@ -81,6 +85,8 @@ class PeerLink(asyncio.Protocol):
         self._crowded = False
         self._paused = False
         self._deaf = False
+        # Whether frames that are there are told in the next turn only.
+        self._resting = False
         self._linger: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
@@ -147,11 +153,25 @@ class PeerLink(asyncio.Protocol):
             self._deaf = False
             self._loop.call_soon(self._go_on_reading)
 
+    def _rest(self, transport: asyncio.Transport) -> None:
+        """Leave others their turn before the next frames."""
+        transport.pause_reading()
+        self._resting = True
+        self._loop.call_soon(self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._resting = False
+        self._go_on_reading()
+
     def _go_on_reading(self) -> None:
-        if self._transport is not None and not self._closing and not self._deaf:
+        if self._is_reading:
             self._tell_frames()
-        if self._transport is not None and not self._closing and not self._deaf:
+        if self._transport is not None and self._is_reading:
             self._transport.resume_reading()
+
+    @property
+    def _is_reading(self) -> bool:
+        return self._transport is not None and not (self._closing or self._deaf or self._resting)
 
     # ---- ending --------------------------------------------------------------------------------------------------
 
@@ -204,11 +224,16 @@ class PeerLink(asyncio.Protocol):
             self._tell_frames()
 
     def _tell_frames(self) -> None:
-        """Tell the owner of the frames that are whole, as long as it reads."""
+        """Tell the owner of the frames that are whole, as long as it reads and others can be kept waiting."""
+        left = TURN_FRAMES
         try:
             for message in self._decoder:
                 self.owner.frame_received(self, message)
                 if self._closing or self._deaf:
+                    break
+                left -= 1
+                if not left and self._transport is not None:
+                    self._rest(self._transport)
                     break
         except RemoteProtocolError as error:
             self.refuse(error.code, str(error))
@@ -252,7 +277,7 @@ class PeerLink(asyncio.Protocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
-        if self._decoder.pending_bytes and not self._closing and not self._deaf:
+        if self._decoder.pending_bytes and self._is_reading:
             self._stall = self._loop.call_later(FRAME_STALL_S, self._end_stalled)
 
     def _end_stalled(self) -> None:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-import msgspec
-
-from kvnode.node.api import Acks, WriteResult
+from kvnode.node.api import Acks, StoreApi, WriteResult
 from kvnode.node.errors import InvalidRequest, NotPrimary
 from kvnode.node.replication.alarm import Alarm
+from kvnode.node.replication.errorfields import encode_error_fields
 from kvnode.node.replication.link import HIGH_WATER_BYTES, PeerLink
 from kvnode.node.replication.ports import Shared
+from kvnode.node.replication.reading import SessionReads
 from kvnode.node.rest.body import check_value
 from kvnode.protocol.errors import KvError
-from kvnode.protocol.messages import Message, Ping, Status, Subscribe, Write
+from kvnode.protocol.messages import Message, Ping, Read, Status, Subscribe, Write
 from kvnode.protocol.messages import WriteResult as WriteResultFrame
 from kvnode.protocol.session import Heartbeat, Timing
 from kvnode.protocol.types import Epoch, Op, Put
 
 #: It may be silent for ever, and is dropped when it takes none of its answers for a while.
 _TIMING = Timing(ping_s=float("inf"), silence_s=float("inf"))
-
-_encode_json = msgspec.json.Encoder(enc_hook=str).encode
 
 
 class ClientSession:
@@ -32,6 +30,7 @@ class ClientSession:
         self,
         shared: Shared,
         link: PeerLink,
+        store: StoreApi,
         write: Callable[[Sequence[Op], Acks], asyncio.Future[WriteResult]],
         answer_status: Callable[[PeerLink, Status], None],
         why_not_primary: Callable[[], str | None],
@@ -39,6 +38,7 @@ class ClientSession:
         """Its HELLO was answered with WELCOME.
 
         Args:
+            store: what is read.
             write: orders a write here, for a node that is the primary.
             why_not_primary: why this node takes no WRITE and no SUBSCRIBE; None = it does.
         """
@@ -49,6 +49,7 @@ class ClientSession:
         self._why_not_primary = why_not_primary
         #: writes that were taken and are not answered
         self._unanswered = 0
+        self._reads = SessionReads(shared, link, store, self._read_answered)
         self._finished = False
         self._heartbeat = Heartbeat(_TIMING, shared.loop.time())
         self._alarm = Alarm(shared.loop, self._tick)
@@ -58,6 +59,8 @@ class ClientSession:
 
     def frame_received(self, link: PeerLink, message: Message) -> None:
         match message:
+            case Read():
+                self._reads.take(message)
             case Write():
                 self._take_write(message)
             case Ping():
@@ -76,17 +79,22 @@ class ClientSession:
             # It asks for more than it takes.
             link.pause_reading()
             self._tick()
+        elif self._reads.is_crowded:
+            link.pause_reading()
 
     def link_drained(self, link: PeerLink) -> None:
-        link.resume_reading()
+        self._reads.go_on()
+        if not self._reads.is_crowded:
+            link.resume_reading()
 
     def peer_finished(self, link: PeerLink) -> bool:
         self._finished = True
-        return self._unanswered > 0
+        return not self._is_done
 
     def link_lost(self, link: PeerLink, reason: str) -> None:
         """Writes that were taken go on; nobody is told of them."""
         self._alarm.cancel()
+        self._reads.stop()
 
     def _tick(self) -> None:
         """While answers wait to be taken, see whether any is."""
@@ -116,7 +124,20 @@ class ClientSession:
         self._unanswered -= 1
         if not done.cancelled():
             self._send_outcome(request_id, done)
-        if self._finished and not self._unanswered:
+        self._close_if_done()
+
+    def _read_answered(self) -> None:
+        if not self._reads.is_crowded and self.link.held_bytes < HIGH_WATER_BYTES:
+            self.link.resume_reading()
+        self._close_if_done()
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether the other side has all its answers."""
+        return not self._unanswered and not self._reads.unanswered
+
+    def _close_if_done(self) -> None:
+        if self._finished and self._is_done:
             self.link.close("the other side has its answers")
 
     def _send_outcome(self, request_id: int, done: asyncio.Future[WriteResult]) -> None:
@@ -149,9 +170,7 @@ def _check_ops(ops: tuple[Op, ...]) -> None:
 
 
 def _refusal(request_id: int, error: KvError) -> WriteResultFrame:
-    fields = dict(error.fields)
-    if error.hint is not None:
-        fields["hint"] = error.hint
+    fields = error.fields
     seq = fields.get("seq", 0)
     epoch = Epoch.parse(fields["epoch"]) if seq and "epoch" in fields else Epoch(0)
     return WriteResultFrame(
@@ -161,5 +180,5 @@ def _refusal(request_id: int, error: KvError) -> WriteResultFrame:
         0,
         error.code,
         error.message,
-        _encode_json(fields) if fields else None,
+        encode_error_fields(error),
     )

@@ -20,6 +20,8 @@ from kvnode.protocol.messages import (
     Message,
     Ping,
     Purpose,
+    Read,
+    ReadResult,
     Role,
     SnapshotBegin,
     SnapshotChunk,
@@ -68,6 +70,8 @@ SAMPLES: dict[FrameType, Message] = {
         WriteResult(7, EPOCH, 42, 1, None, None, None),
         Status(8),
         StatusResult(8, b'{"name":"web1"}'),
+        Read(9, b"greeting", EPOCH, 41, 1500),
+        ReadResult(9, EPOCH, 41, b'"hello"', EPOCH, 42, None, None, None),
     )
 }
 
@@ -131,11 +135,21 @@ def snapshot_begins(draw: st.DrawFn) -> SnapshotBegin:
     return SnapshotBegin(draw(ids), now, first, draw(st.booleans()))
 
 
+_no_error = st.just((None, None, None))
+_more = st.one_of(st.none(), json_texts, st.just(b'{"limit":1}'), st.binary(min_size=1))
+_errors = st.one_of(_no_error, st.tuples(tokens, texts, _more))
+
+
 @st.composite
 def write_results(draw: st.DrawFn) -> WriteResult:
-    more = st.one_of(st.none(), json_texts, st.just(b'{"limit":1}'), st.binary(min_size=1))
-    error = draw(st.one_of(st.just((None, None, None)), st.tuples(tokens, texts, more)))
-    return WriteResult(draw(u64), draw(epochs), draw(u64), draw(u64), *error)
+    return WriteResult(draw(u64), draw(epochs), draw(u64), draw(u64), *draw(_errors))
+
+
+@st.composite
+def read_results(draw: st.DrawFn) -> ReadResult:
+    value = draw(st.one_of(st.none(), json_texts, st.binary(min_size=1)))
+    seq, error = (0, draw(_errors)) if value is None else (draw(st.integers(1, U64_MAX)), draw(_no_error))
+    return ReadResult(draw(u64), draw(epochs), seq, value, draw(epochs), draw(u64), *error)
 
 
 _members = st.lists(
@@ -169,6 +183,10 @@ BY_TYPE: dict[FrameType, st.SearchStrategy[Message]] = {
     FrameType.STATUS_RESULT: st.builds(
         StatusResult, u64, st.one_of(st.binary(min_size=1), st.just(b'{"name":"web1"}'), json_texts)
     ),
+    FrameType.READ: st.builds(
+        Read, u64, st.one_of(texts.filter(bool).map(str.encode), st.binary(min_size=1)), epochs, u64, u32
+    ),
+    FrameType.READ_RESULT: read_results(),
 }
 messages = st.sampled_from(FrameType).flatmap(BY_TYPE.__getitem__)
 

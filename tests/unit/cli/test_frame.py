@@ -112,7 +112,7 @@ def test_decode_tells_an_end_inside_a_frame(kept: int) -> None:
         (bytes(4), "error: frame of length 0 (protocol_error)\n"),
         (b"\xff" * 9, "error: a frame announces 4294967295 bytes, over the limit of 67108864 (protocol_error)\n"),
         (b"\x00\x00\x00\x01\xc1", "error: frame is not msgpack: "),
-        (b"\x00\x00\x00\x02\x91\x63", "error: frame of unknown type: expected 1 to 15, got 99 (protocol_error)\n"),
+        (b"\x00\x00\x00\x02\x91\x63", "error: frame of unknown type: expected 1 to 17, got 99 (protocol_error)\n"),
         (b"\x00\x00\x00\x02\x91\x04", "error: PING.last_seq: missing (protocol_error)\n"),
     ],
 )

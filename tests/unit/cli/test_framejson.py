@@ -18,6 +18,8 @@ from kvnode.protocol.messages import (
     FrameType,
     Message,
     Ping,
+    Read,
+    ReadResult,
     SnapshotChunk,
     StatusResult,
     Subscribe,
@@ -64,6 +66,10 @@ SHOWN = {
     '"error_code":null,"error_message":null,"error_fields":null}',
     FrameType.STATUS: '{"type":"status","request_id":8}',
     FrameType.STATUS_RESULT: '{"type":"status_result","request_id":8,"status":{"name":"web1"}}',
+    FrameType.READ: '{"type":"read","request_id":9,"key":"greeting","min_epoch":"3.9f2c1a7b","min_seq":41,'
+    '"wait_ms":1500}',
+    FrameType.READ_RESULT: '{"type":"read_result","request_id":9,"epoch":"3.9f2c1a7b","seq":41,"value":"hello",'
+    '"applied_epoch":"3.9f2c1a7b","applied_seq":42,"error_code":null,"error_message":null,"error_fields":null}',
 }
 
 
@@ -128,7 +134,7 @@ def test_a_mutated_line_is_a_frame_or_a_value_error(message: Message, data: st.D
 def test_the_documented_lines() -> None:
     (block,) = fenced_blocks(DOCUMENT, "json")
     decoder = FrameDecoder()
-    for hex_block in fenced_blocks(DOCUMENT, "hex")[1:3]:
+    for hex_block in fenced_blocks(DOCUMENT, "hex")[1:]:
         decoder.feed(parse_hex(hex_block)[0])
     assert block.encode() == b"".join(map(frame_line, decoder))
 
@@ -214,6 +220,15 @@ def test_what_is_known_of_an_error_stands_as_it_is() -> None:
     assert shown(WriteResult(1, EPOCH, 0, 0, "x", "", None))["error_fields"] is None
     # Not nil, but bytes that say the same in JSON.
     assert shown(WriteResult(1, EPOCH, 0, 0, "x", "", b"null"))["error_fields_hex"] == b"null".hex()
+    assert shown(ReadResult(1, EPOCH, 1, b"null", EPOCH, 1, None, None, None))["value_hex"] == b"null".hex()
+    assert "value_hex" not in shown(ReadResult(1, EPOCH, 0, None, EPOCH, 1, None, None, None))
+
+
+def test_the_key_of_a_read_that_is_not_utf8_is_shown_in_hex() -> None:
+    read = shown(Read(1, b"k\xff", EPOCH, 0, 0))
+    assert (read["key_hex"], "key" in read) == ("6bff", False)
+    both = b'{"type":"read","request_id":1,"key":"k","key_hex":"6bff","min_epoch":"0.00000000","min_seq":0,"wait_ms":0}'
+    assert parse_frame(both) == Read(1, b"k\xff", Epoch(0), 0, 0)
 
 
 def test_times_are_dates_as_long_as_there_are_any() -> None:
@@ -334,6 +349,10 @@ def test_an_observer_may_know_no_epoch() -> None:
         ),
         ('{"type":"write","request_id":1,"ops_hex":"c1","acks":0,"ack_timeout_ms":0}', 'write: "ops_hex": '),
         ('{"type":"status_result","request_id":1}', 'status_result: the member "status" is missing'),
+        ('{"type":"read","request_id":1}', 'read: the member "key" is missing'),
+        ('{"type":"read","request_id":1,"key":1}', 'read: "key": Expected `str`, got `int`'),
+        ('{"type":"read","request_id":1,"key_hex":"x"}', 'read: "key_hex": non-hexadecimal number'),
+        ('{"type":"read","request_id":1,"key":"k","min_epoch":0}', 'read: "min_epoch": expected str, got int'),
         ('{"type":"snapshot_chunk","records":[]}', "snapshot_chunk: SNAPSHOT_CHUNK.data: expected at least one record"),
         ('{"type":"snapshot_chunk","crc":1}', 'snapshot_chunk: the member "records" is missing'),
         ('{"type":"status","request_id":' + "[" * 100_000, ""),

@@ -17,6 +17,8 @@ from kvnode.protocol.messages import (
     Message,
     Ping,
     Purpose,
+    Read,
+    ReadResult,
     SnapshotChunk,
     Status,
     StatusResult,
@@ -28,6 +30,8 @@ from support.frames import SAMPLES, log_record
 from support.project import ROOT
 
 PING = encode(Ping(1, 2))
+
+ENCODED = {number: encode(sample) for number, sample in SAMPLES.items()}
 
 
 def framed(body: bytes) -> bytes:
@@ -56,6 +60,15 @@ def fed(*chunks: bytes, max_frame_bytes: int = MAX_FRAME_BYTES) -> FrameDecoder:
         (
             Write(1, (put(b"k", b"1"), delete(b"k")), None, 0),
             "00000014 95 0c 01 92 94 01 c4 01 6b 00 c4 01 31 92 02 c4 01 6b c0 00",
+        ),
+        (Read(1, b"k", Epoch(0), 0, 0), "00000009 96 10 01 c4 01 6b 00 00 00"),
+        (
+            ReadResult(1, Epoch(2), 3, b"1", Epoch(4), 5, None, None, None),
+            "0000000d 9a 11 01 02 03 c4 01 31 04 05 c0 c0 c0",
+        ),
+        (
+            ReadResult(1, Epoch(0), 0, None, Epoch(0), 0, "x", "", b"{}"),
+            "0000000f 9a 11 01 00 00 c0 00 00 a1 78 a0 c4 02 7b7d",
         ),
     ],
     ids=lambda each: "" if isinstance(each, str) else each.TYPE.name,
@@ -211,7 +224,7 @@ def test_http_is_recognized(start: bytes) -> None:
         (b"\x92\x0e\xd7\xff" + b"\xff" * 8, "frame is not msgpack: "),
         (b"\x04", "frame: expected an array that begins with a type number, got 4"),
         (b"\x90", "frame: expected an array that begins with a type number, got an array of 0"),
-        (b"\x91\x63", "frame of unknown type: expected 1 to 15, got 99"),
+        (b"\x91\x63", "frame of unknown type: expected 1 to 17, got 99"),
         (b"\x92\x0e\xc7\x03\x05abc", "STATUS.request_id: expected a whole number from 0 to"),
         (b"\x92\x04\x01", "PING.time_ms: missing"),
     ],
@@ -225,6 +238,19 @@ def test_a_body_that_is_no_frame(body: bytes, text: str) -> None:
         next(messages)
     assert caught.value.message.startswith(text)
     assert caught.value.code == "protocol_error"
+
+
+@pytest.mark.parametrize("number", [FrameType.READ, FrameType.READ_RESULT])
+def test_to_a_node_of_before_reads_they_are_no_frames(monkeypatch: pytest.MonkeyPatch, number: FrameType) -> None:
+    """Which is why they are for those who announce that they understand them."""
+    old = {each: layout for each, layout in LAYOUTS.items() if each < FrameType.READ}
+    monkeypatch.setattr("kvnode.protocol.codec.LAYOUTS", old)
+    with pytest.raises(RemoteProtocolError) as caught:
+        list(fed(ENCODED[number]))
+    assert (caught.value.code, caught.value.message) == (
+        "protocol_error",
+        f"frame of unknown type: expected 1 to 15, got {int(number)}",
+    )
 
 
 def test_a_dead_decoder_repeats_its_error_and_holds_nothing() -> None:
@@ -282,6 +308,12 @@ HELLO_EXAMPLE = Hello(
 ENTRIES_EXAMPLE = Entries(
     (log_record(Entry(41, Epoch.parse("3.9f2c1a7b"), 1_700_000_000_000, (put(b"greeting", b'"hello"'),))),)
 )
+EXAMPLE_EPOCH = Epoch.parse("3.9f2c1a7b")
+READ_EXAMPLE = Read(7, b"greeting", EXAMPLE_EPOCH, 41, 1000)
+READ_RESULT_EXAMPLE = ReadResult(7, EXAMPLE_EPOCH, 41, b'"hello"', EXAMPLE_EPOCH, 42, None, None, None)
+
+#: With the number of its block.
+DOCUMENTED = [(1, HELLO_EXAMPLE), (2, ENTRIES_EXAMPLE), (3, READ_EXAMPLE), (4, READ_RESULT_EXAMPLE)]
 
 
 def example(number: int) -> tuple[bytes, dict[int, str]]:
@@ -289,7 +321,7 @@ def example(number: int) -> tuple[bytes, dict[int, str]]:
     return parse_hex(fenced_blocks(DOCUMENT, "hex")[number])
 
 
-@pytest.mark.parametrize(("number", "message"), [(1, HELLO_EXAMPLE), (2, ENTRIES_EXAMPLE)], ids=["HELLO", "ENTRIES"])
+@pytest.mark.parametrize(("number", "message"), DOCUMENTED, ids=lambda each: getattr(each, "TYPE", each))
 def test_the_documented_frames(number: int, message: Message) -> None:
     frame, remarks = example(number)
     assert encode(message) == frame
@@ -305,6 +337,10 @@ def test_the_documented_entries_carry_the_documented_entry() -> None:
     _, remarks = example(2)
     assert remarks[8] == f"crc {record.crc:08x}"
     assert remarks[13] == f"payload: {len(entry)} bytes"
+
+
+def test_all_examples_are_held_to_the_code() -> None:
+    assert len(fenced_blocks(DOCUMENT, "hex")) == 1 + len(DOCUMENTED)
 
 
 def test_every_frame_is_documented_with_its_number_and_fields() -> None:

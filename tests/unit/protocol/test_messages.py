@@ -9,9 +9,11 @@ from kvnode.protocol.codec import from_wire, to_wire
 from kvnode.protocol.errors import LocalProtocolError, RemoteProtocolError
 from kvnode.protocol.fields import LogRecord, Member
 from kvnode.protocol.messages import (
+    FEATURE_READ,
     LAYOUTS,
     MAX_VERSION,
     MIN_VERSION,
+    NODE_FEATURES,
     Entries,
     Error,
     FrameType,
@@ -56,6 +58,18 @@ PUBLISHED = {
     13: ("request_id", "epoch", "seq", "deleted", "error_code", "error_message", "error_fields"),
     14: ("request_id",),
     15: ("request_id", "status"),
+    16: ("request_id", "key", "min_epoch", "min_seq", "wait_ms"),
+    17: (
+        "request_id",
+        "epoch",
+        "seq",
+        "value",
+        "applied_epoch",
+        "applied_seq",
+        "error_code",
+        "error_message",
+        "error_fields",
+    ),
 }
 
 U32 = 2**32
@@ -176,10 +190,30 @@ REFUSED: list[tuple[FrameType, str, Any, str]] = [
     (FrameType.STATUS, "request_id", None, f"expected a whole number from 0 to {U64 - 1}, got None"),
     (FrameType.STATUS_RESULT, "status", "{}", "expected at least 1 bytes, got text of 2 characters"),
     (FrameType.STATUS_RESULT, "status", b"", "expected at least 1 bytes, got 0 bytes"),
+    (FrameType.READ, "request_id", -1, f"expected a whole number from 0 to {U64 - 1}, got -1"),
+    (FrameType.READ, "key", b"", "expected at least 1 bytes, got 0 bytes"),
+    (FrameType.READ, "key", "greeting", "expected at least 1 bytes, got text of 8 characters"),
+    (FrameType.READ, "min_epoch", None, f"expected a whole number from 0 to {U64 - 1}, got None"),
+    (FrameType.READ, "min_epoch", True, f"expected a whole number from 0 to {U64 - 1}, got True"),
+    (FrameType.READ, "min_seq", U64, f"expected a whole number from 0 to {U64 - 1}, got {U64}"),
+    (FrameType.READ, "wait_ms", U32, f"expected a whole number from 0 to {U32 - 1}, got {U32}"),
+    (FrameType.READ, "wait_ms", 0.5, f"expected a whole number from 0 to {U32 - 1}, got 0.5"),
+    (FrameType.READ_RESULT, "value", b"", "expected at least 1 bytes, got 0 bytes"),
+    (FrameType.READ_RESULT, "value", "x", "expected at least 1 bytes, got text of 1 characters"),
+    (FrameType.READ_RESULT, "value", None, "it is 0 exactly when there is no value"),
+    (FrameType.READ_RESULT, "seq", 0, "it is 0 exactly when there is no value"),
+    (FrameType.READ_RESULT, "seq", [1], f"expected a whole number from 0 to {U64 - 1}, got an array of 1"),
+    (FrameType.READ_RESULT, "error_code", "internal", "it is there exactly when error_code is"),
+    (FrameType.READ_RESULT, "error_fields", b"{}", "it is there without error_code"),
 ]
 
 #: Of an error that tells of two fields, the one that it names.
-BLAMED = {"a replica must": "name", "is below": "max_version", "exactly when": "error_message"}
+BLAMED = {
+    "a replica must": "name",
+    "is below": "max_version",
+    "exactly when error_code": "error_message",
+    "there is no value": "seq",
+}
 
 
 def as_unpacked(value: Any) -> Any:
@@ -219,10 +253,13 @@ def test_type_numbers_and_the_order_of_fields_are_as_published() -> None:
         13: "WRITE_RESULT",
         14: "STATUS",
         15: "STATUS_RESULT",
+        16: "READ",
+        17: "READ_RESULT",
     }
     assert {each.value for each in Purpose} == {"replica", "client", "observe", "probe"}
     assert {each.value for each in Role} == {"primary", "replica"}
     assert (MIN_VERSION, MAX_VERSION) == (1, 1)
+    assert (FEATURE_READ, NODE_FEATURES) == ("read", ("read",))
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=lambda sample: sample.TYPE.name)
@@ -293,6 +330,11 @@ ADDRESSES = (
         (13, 1, 0, 0, 0, "overloaded", "", None),
         (13, 1, 0, 0, 0, "too_large", "", b"{}"),
         (13, 1, E, 2, 1, None, None, None),
+        (16, 0, b"\x00", 0, 0, 0),
+        (16, U64 - 1, b"k" * 5000, U64 - 1, U64 - 1, U32 - 1),
+        (17, 0, 0, 0, None, 0, 0, None, None, None),
+        (17, 1, E, 1, b"1", E, U64 - 1, None, None, None),
+        (17, 1, 0, 0, None, 0, 0, "syncing", "", b"{}"),
     ],
     ids=lambda wire: str(wire)[:60],
 )
@@ -326,6 +368,11 @@ def test_every_field_is_among_those_refused() -> None:
         (FrameType.WRITE_RESULT, "epoch"),
         (FrameType.WRITE_RESULT, "seq"),
         (FrameType.STATUS_RESULT, "request_id"),
+        (FrameType.READ_RESULT, "request_id"),
+        (FrameType.READ_RESULT, "epoch"),
+        (FrameType.READ_RESULT, "applied_epoch"),
+        (FrameType.READ_RESULT, "applied_seq"),
+        (FrameType.READ_RESULT, "error_message"),
     }
     assert tried | shares_its_kind == {(FrameType(n), name) for n, names in PUBLISHED.items() for name in names}
 
@@ -346,9 +393,9 @@ def test_what_is_no_frame_is_refused(wire: Any) -> None:
         from_wire(wire)
 
 
-@pytest.mark.parametrize("number", [0, 16, -1, 2**64 - 1, True, 1.0, "1", b"\x01", None, (1,)], ids=repr)
+@pytest.mark.parametrize("number", [0, 18, -1, 2**64 - 1, True, 1.0, "1", b"\x01", None, (1,)], ids=repr)
 def test_an_unknown_type_is_refused(number: Any) -> None:
-    with pytest.raises(RemoteProtocolError, match="frame of unknown type: expected 1 to 15, got "):
+    with pytest.raises(RemoteProtocolError, match="frame of unknown type: expected 1 to 17, got "):
         from_wire((number, 1, 2))
 
 
@@ -375,6 +422,12 @@ def test_an_unknown_type_is_refused(number: Any) -> None:
         (
             replace(SAMPLES[FrameType.WRITE_RESULT], error_fields=b"{}"),
             "WRITE_RESULT.error_fields: it is there without",
+        ),
+        (replace(SAMPLES[FrameType.READ], key=b""), "READ.key: expected at least 1 bytes, got 0 bytes"),
+        (replace(SAMPLES[FrameType.READ_RESULT], value=None), "READ_RESULT.seq: it is 0 exactly when there is no"),
+        (
+            replace(SAMPLES[FrameType.READ_RESULT], error_code="x", error_message=""),
+            "READ_RESULT.value: it is there beside error_code",
         ),
     ],
 )
@@ -409,6 +462,9 @@ SHOWN = {
     "error_fields=-",
     FrameType.STATUS: "STATUS request_id=8",
     FrameType.STATUS_RESULT: "STATUS_RESULT request_id=8 status=<15 bytes>",
+    FrameType.READ: "READ request_id=9 key=<8 bytes> min_epoch=3.9f2c1a7b min_seq=41 wait_ms=1500",
+    FrameType.READ_RESULT: "READ_RESULT request_id=9 epoch=3.9f2c1a7b seq=41 value=<7 bytes> "
+    "applied_epoch=3.9f2c1a7b applied_seq=42 error_code=- error_message=- error_fields=-",
 }
 
 
@@ -440,3 +496,6 @@ def test_credentials_and_bulk_are_not_in_any_form_of_text() -> None:
     for sample in SAMPLES.values():
         assert "greeting" not in str(sample)
         assert "hello" not in str(sample)
+    for number in (FrameType.READ, FrameType.READ_RESULT):
+        assert "greeting" not in repr(SAMPLES[number])
+        assert "hello" not in repr(SAMPLES[number])

@@ -27,6 +27,7 @@ from kvnode.protocol.messages import (
     HistoryFrame,
     Ping,
     Purpose,
+    Read,
     Role,
     Status,
     StatusResult,
@@ -34,6 +35,7 @@ from kvnode.protocol.messages import (
     Welcome,
     Write,
 )
+from kvnode.protocol.messages import ReadResult as ReadResultFrame
 from kvnode.protocol.messages import WriteResult as WriteResultFrame
 from kvnode.protocol.types import Epoch, History, Position, put
 from support.cluster_node import member, replica, running
@@ -74,8 +76,23 @@ async def test_welcome_says_who_and_how_far_the_node_is() -> None:
                     Role.PRIMARY,
                     node.store.history,
                     1,
-                    (),
+                    ("read",),
                 )
+
+
+async def test_a_client_reads_what_it_wrote_from_the_cache_and_from_leveldb() -> None:
+    async with running() as node, node.session(Purpose.CLIENT, name="") as (peer, said):
+        peer.send(Write(1, (put(b"key", b'"a"'),), 0, 0))
+        written = await peer.take(WriteResultFrame)
+        for request_id in (2, 3):
+            peer.send(Read(request_id, b"key", written.epoch, written.seq, 0))
+            assert await peer.take(ReadResultFrame) == ReadResultFrame(
+                request_id, written.epoch, written.seq, b'"a"', written.epoch, written.seq, None, None, None
+            )
+            node.store.cache.clear()
+        peer.send(Read(4, b"key", said.history.current, written.seq + 1, 20))
+        late = await peer.take(ReadResultFrame)
+        assert (late.request_id, late.error_code) == (4, "not_caught_up")
 
 
 async def test_who_does_not_know_the_cluster_may_ask() -> None:

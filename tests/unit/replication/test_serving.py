@@ -1,9 +1,7 @@
 """Sessions that write and ask: what is taken, what is refused and how, and what a client may cost."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,9 +16,7 @@ from kvnode.node.errors import (
     StorageFull,
     TooLarge,
 )
-from kvnode.node.replication.link import HIGH_WATER_BYTES, PeerLink
-from kvnode.node.replication.ports import Shared
-from kvnode.node.replication.serving import ClientSession
+from kvnode.node.replication.link import HIGH_WATER_BYTES
 from kvnode.protocol.codec import encode
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.messages import (
@@ -29,79 +25,14 @@ from kvnode.protocol.messages import (
     Ping,
     Status,
     StatusResult,
-    Write,
 )
 from kvnode.protocol.messages import WriteResult as WriteResultFrame
 from kvnode.protocol.types import Epoch, Op, Position, delete, put
-from support.fake_replicated_store import FakeReplicatedStore, events_of, sharing, store_of
+from support.fake_replicated_store import events_of
 from support.holds import turns
-from support.link_rig import Owner, linked
 from support.manual_loop import ManualLoop
-from support.peers import EPOCH, Peer, hello, observe_from, subscribe_from
-
-#: What STATUS is answered with, of about the size that a real node's has.
-STATUS = {"name": "p1", "filler": "x" * 1500}
-
-
-class Client:
-    """A client that is played frame by frame.
-
-    Attributes:
-        refusal: why the node is no primary; None = it is.
-        write_error: raised by the node's write at once.
-    """
-
-    def __init__(self, shared: Shared, peer: Peer, link: PeerLink) -> None:
-        self.shared = shared
-        self.peer = peer
-        self.link = link
-        self.refusal: str | None = None
-        self.statuses = 0
-        self.session = ClientSession(shared, link, self._write, self._answer_status, lambda: self.refusal)
-
-    @property
-    def store(self) -> FakeReplicatedStore:
-        return store_of(self.shared)
-
-    def write(self, *ops: Op, number: int = 1, acks: int | None = 0, timeout_ms: int = 5000) -> None:
-        """Send a WRITE."""
-        self.peer.send(Write(number, ops or (put(b"k", b"1"),), acks, timeout_ms))
-
-    async def answer(self) -> WriteResultFrame:
-        return await self.peer.take(WriteResultFrame)
-
-    async def ask(self, *ops: Op) -> WriteResultFrame:
-        """Send a WRITE that is refused; returns the answer."""
-        self.write(*ops)
-        return await self.answer()
-
-    async def taken(self, count: int = 1) -> list[asyncio.Future[WriteResult]]:
-        """The futures of the writes that the node has taken, once there are so many."""
-        async with asyncio.timeout(20):
-            while len(self.store.answers) < count:
-                self.store.wrote.clear()
-                await self.store.wrote.wait()
-        return self.store.answers
-
-    def _write(self, ops: Sequence[Op], acks: Acks) -> asyncio.Future[WriteResult]:
-        return self.store.write(ops, acks)
-
-    def _answer_status(self, link: PeerLink, frame: Status) -> None:
-        self.statuses += 1
-        link.send(StatusResult(frame.request_id, json.dumps(STATUS).encode()))
-
-
-@asynccontextmanager
-async def client(*, loop: Any = None, kernel_bytes: int | None = None) -> AsyncIterator[Client]:
-    owner = Owner()
-    async with sharing(loop=loop) as shared, linked(owner, kernel_bytes=kernel_bytes) as (link, peer):
-        at = Client(shared, peer, link)
-        owner.on_frame = at.session.frame_received
-        owner.on_drained = at.session.link_drained
-        owner.peer_finished = at.session.peer_finished  # type: ignore[method-assign]
-        yield at
-        at.session.link_lost(link, "the end of the test")
-
+from support.peers import EPOCH, hello, observe_from, subscribe_from
+from support.serving_rig import STATUS, client
 
 # ---- writes ----------------------------------------------------------------------------------------------------
 
