@@ -9,6 +9,7 @@ Source: FORMAT.md, "Frames".
 from __future__ import annotations
 
 from collections.abc import Iterator
+from struct import Struct
 from typing import Any, NoReturn
 
 import msgpack
@@ -22,6 +23,8 @@ LENGTH_BYTES = 4
 #: The limit for a frame unless a setting says otherwise, the length's own bytes not counted.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
+_LENGTH = Struct(">I")
+
 #: How HTTP begins: as a length it is over a gigabyte, which alone would tell nobody what is wrong.
 _HTTP_STARTS = (b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"HTTP")
 
@@ -33,14 +36,25 @@ def encode(message: Message, max_frame_bytes: int = MAX_FRAME_BYTES) -> bytes:
         LocalProtocolError: a field is not what the format allows (the error names frame and field), or the frame is
             larger than `max_frame_bytes`.
     """
-    name = message.TYPE.name
     try:
         # Most frames are small: with msgpack's default buffer, allocating it would cost more than packing.
-        body: bytes = msgpack.packb(to_wire(message), use_bin_type=True, buf_size=1024)
+        body: bytes = msgpack.Packer(use_bin_type=True, buf_size=1024).pack(to_wire(message))
     except (ValueError, OverflowError) as error:
-        raise LocalProtocolError(f"{name}: cannot be packed: {error}") from error
+        raise LocalProtocolError(f"{message.TYPE.name}: cannot be packed: {error}") from error
     if len(body) > max_frame_bytes:
-        raise LocalProtocolError(f"{name}: the frame has {len(body)} bytes, over the limit of {max_frame_bytes}")
+        raise LocalProtocolError(
+            f"{message.TYPE.name}: the frame has {len(body)} bytes, over the limit of {max_frame_bytes}"
+        )
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def encode_trusted(number: FrameType, *values: object) -> bytes:
+    """The frame that `encode` makes of a message with these fields, without the message and without the checks.
+
+    For the answers that a node gives by the hundred thousand a second, of values that it knows to be in their ranges:
+    `encode` takes six times as long. The frame must be within the limit.
+    """
+    body: bytes = msgpack.Packer(use_bin_type=True, buf_size=1024).pack((number, *values))
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
@@ -50,17 +64,17 @@ def to_wire(message: Message) -> tuple[Any, ...]:
     Raises:
         LocalProtocolError: `from_wire` would not take it; the error names frame and field.
     """
-    name = message.TYPE.name
-    wire: list[Any] = [int(message.TYPE)]
-    for each in LAYOUTS[message.TYPE].fields:
-        try:
-            wire.append(each.kind.write(getattr(message, each.name)))
-        except ValueError as error:
-            raise LocalProtocolError(f"{name}.{each.name}: {error}") from error
+    layout = LAYOUTS[message.TYPE]
+    wire: list[Any] = [message.TYPE]
+    try:
+        for write, value in zip(layout.writers, layout.values(message), strict=True):
+            wire.append(write(value))
+    except ValueError as error:
+        raise LocalProtocolError(f"{message.TYPE.name}.{layout.fields[len(wire) - 1].name}: {error}") from error
     try:
         message.check()
     except ValueError as error:
-        raise LocalProtocolError(f"{name}.{error}") from error
+        raise LocalProtocolError(f"{message.TYPE.name}.{error}") from error
     return tuple(wire)
 
 
@@ -80,20 +94,20 @@ def from_wire(wire: Any) -> Message:
     layout = LAYOUTS.get(number) if type(number) is int else None
     if layout is None:
         raise RemoteProtocolError(f"frame of unknown type: {mismatch(f'1 to {max(LAYOUTS)}', number)}")
-    name = FrameType(number).name
-    if len(wire) <= len(layout.fields):
-        raise RemoteProtocolError(f"{name}.{layout.fields[len(wire) - 1].name}: missing")
-    values = []
-    for each, value in zip(layout.fields, wire[1:], strict=False):
-        try:
-            values.append(each.kind.read(value))
-        except ValueError as error:
-            raise RemoteProtocolError(f"{name}.{each.name}: {error}") from error
+    readers = layout.readers
+    if len(wire) <= len(readers):
+        raise RemoteProtocolError(f"{FrameType(number).name}.{layout.fields[len(wire) - 1].name}: missing")
+    values: list[Any] = []
+    try:
+        for read, value in zip(readers, wire[1:], strict=False):
+            values.append(read(value))
+    except ValueError as error:
+        raise RemoteProtocolError(f"{FrameType(number).name}.{layout.fields[len(values)].name}: {error}") from error
     message = layout.frame(*values)
     try:
         message.check()
     except ValueError as error:
-        raise RemoteProtocolError(f"{name}.{error}") from error
+        raise RemoteProtocolError(f"{FrameType(number).name}.{error}") from error
     return message
 
 
@@ -138,8 +152,9 @@ class FrameDecoder:
         """
         self._raise_if_dead()
         while (size := self._next_size()) is not None and len(self._buffer) >= LENGTH_BYTES + size:
-            yield self._take(size)
-            self._raise_if_dead()
+            yield self._take(LENGTH_BYTES + size)
+            if self._error is not None:
+                self._raise_if_dead()
 
     def end(self) -> None:
         """Say that the stream has ended.
@@ -157,24 +172,26 @@ class FrameDecoder:
         """The size of the frame that the buffer begins with, None while that is not known."""
         if len(self._buffer) < LENGTH_BYTES:
             return None
-        size = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
+        (size,) = _LENGTH.unpack_from(self._buffer)
+        if not 0 < size <= self.max_frame_bytes:
+            self._refuse_size(size)
+        return int(size)
+
+    def _refuse_size(self, size: int) -> NoReturn:
         if size == 0:
             self._fail(RemoteProtocolError("frame of length 0"))
-        if size > self.max_frame_bytes:
+        else:
             is_http = self._buffer.startswith(_HTTP_STARTS)
             hint = "these bytes look like HTTP, which has a port of its own" if is_http else None
             message = f"a frame announces {size} bytes, over the limit of {self.max_frame_bytes}"
             self._fail(RemoteProtocolError(message, hint=hint))
-        return size
 
-    def _take(self, size: int) -> Message:
-        """Remove the frame that the buffer begins with, and decode it."""
-        end = LENGTH_BYTES + size
+    def _take(self, end: int) -> Message:
+        """Remove the frame that the buffer begins with, up to `end`, and decode it."""
         try:
-            # The view must be gone before the buffer can change.
-            with memoryview(self._buffer)[LENGTH_BYTES:end] as body:
-                wire = _unpack(body)
-            message = from_wire(wire)
+            # The view is gone before the buffer changes. After an error its traceback may hold it; then the buffer is
+            # another one.
+            message = from_wire(_unpack(memoryview(self._buffer)[LENGTH_BYTES:end]))
         except RemoteProtocolError as error:
             self._fail(error)
         del self._buffer[:end]

@@ -95,6 +95,9 @@ class Integer(Kind[int]):
         self._last = last
 
     def read(self, wire: Any) -> int:
+        if type(wire) is int and self._first <= wire <= self._last:
+            # What all integers from the wire are; the rest is for others, such as an epoch, and for what is refused.
+            return wire
         if not isinstance(wire, int) or isinstance(wire, bool) or not self._first <= wire <= self._last:
             raise _unlike(f"a whole number from {self._first} to {self._last}", wire)
         return wire
@@ -242,6 +245,9 @@ class EpochKind(Kind[Epoch]):
 
     def read(self, wire: Any) -> Epoch:
         return Epoch(_u64.read(wire))
+
+    def write(self, value: Epoch) -> Any:
+        return _u64.read(value)
 
 
 class PositionKind(Kind[Position]):

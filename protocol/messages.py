@@ -8,9 +8,10 @@ Source: FORMAT.md, "Handshake" and "Messages".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias, get_args, get_type_hints
 
 from kvnode.protocol.fields import (
@@ -436,20 +437,39 @@ class WireField(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a type of frame is made up.
+    """How a type of frame is made up, and what is called for each of its fields, looked up once for all frames.
 
     Attributes:
         frame: its class.
         fields: in wire order, the type number not among them.
+        values: the values of a frame's fields, in that order.
+        readers: `read` of each field's kind.
+        writers: likewise `write`.
     """
 
     frame: type[Message]
     fields: tuple[WireField, ...]
+    values: Callable[[Message], tuple[Any, ...]]
+    readers: tuple[Callable[[Any], Any], ...]
+    writers: tuple[Callable[[Any], Any], ...]
 
 
 def _layout_of(frame: type[Message]) -> Layout:
     hints = get_type_hints(frame, include_extras=True)
-    return Layout(frame, tuple(WireField(each.name, get_args(hints[each.name])[1]) for each in fields(frame)))
+    names = [each.name for each in fields(frame)]
+    kinds: list[Kind[Any]] = [get_args(hints[name])[1] for name in names]
+    return Layout(
+        frame,
+        tuple(map(WireField, names, kinds)),
+        _values_of(names),
+        tuple([kind.read for kind in kinds]),
+        tuple([kind.write for kind in kinds]),
+    )
+
+
+def _values_of(names: list[str]) -> Callable[[Message], tuple[Any, ...]]:
+    # For a single name, attrgetter returns a value and no tuple.
+    return attrgetter(*names) if len(names) > 1 else lambda message: (getattr(message, names[0]),)
 
 
 #: Every type of frame by its number.

@@ -20,8 +20,9 @@ from kvnode.node.replication.link import HIGH_WATER_BYTES, PeerLink
 from kvnode.node.replication.ports import Shared
 from kvnode.node.rest.errors import ANSWERABLE, answerable
 from kvnode.node.rest.params import MAX_WAIT_S
+from kvnode.protocol.codec import encode_trusted
 from kvnode.protocol.errors import KvError
-from kvnode.protocol.messages import Read, ReadResult
+from kvnode.protocol.messages import FrameType, Read, ReadResult
 from kvnode.protocol.types import Epoch, Position
 
 #: Values that a session can make the node hold besides those that the link holds: as many as 64 clients of REST can.
@@ -166,7 +167,11 @@ class SessionReads:
             # One of today's limits fits a frame; one of a time with other limits may not.
             self._refuse(frame, TooLarge("max_frame_bytes", self._most_value_bytes, len(value)))
             return
-        self._link.send(ReadResult(request_id, epoch, seq, value, applied_epoch, applied_seq, None, None, None))
+        self._link.send_bytes(
+            encode_trusted(
+                FrameType.READ_RESULT, request_id, epoch, seq, value, applied_epoch, applied_seq, None, None, None
+            )
+        )
 
     def _refuse(self, frame: Read, error: Exception) -> None:
         told = answerable(error)

@@ -13,8 +13,9 @@ from kvnode.node.replication.link import HIGH_WATER_BYTES, PeerLink
 from kvnode.node.replication.ports import Shared
 from kvnode.node.replication.reading import SessionReads
 from kvnode.node.rest.body import check_value
+from kvnode.protocol.codec import encode_trusted
 from kvnode.protocol.errors import KvError
-from kvnode.protocol.messages import Message, Ping, Read, Status, Subscribe, Write
+from kvnode.protocol.messages import FrameType, Message, Ping, Read, Status, Subscribe, Write
 from kvnode.protocol.messages import WriteResult as WriteResultFrame
 from kvnode.protocol.session import Heartbeat, Timing
 from kvnode.protocol.types import Epoch, Op, Put
@@ -143,8 +144,10 @@ class ClientSession:
     def _send_outcome(self, request_id: int, done: asyncio.Future[WriteResult]) -> None:
         error = done.exception()
         if error is None:
-            position, deleted = done.result()
-            self.link.send(WriteResultFrame(request_id, position.epoch, position.seq, deleted, None, None, None))
+            (epoch, seq), deleted = done.result()
+            self.link.send_bytes(
+                encode_trusted(FrameType.WRITE_RESULT, request_id, epoch, seq, deleted, None, None, None)
+            )
         elif isinstance(error, KvError):
             self.link.send(_refusal(request_id, error))
         else:

@@ -7,9 +7,9 @@ import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnode.protocol.codec import LENGTH_BYTES, FrameDecoder, encode
-from kvnode.protocol.messages import LAYOUTS, Message
-from support.frames import decode_all, messages, plain
+from kvnode.protocol.codec import LENGTH_BYTES, FrameDecoder, encode, encode_trusted
+from kvnode.protocol.messages import LAYOUTS, FrameType, Message
+from support.frames import BY_TYPE, decode_all, messages, plain
 
 #: How a test cuts a stream: sizes of its first chunks; the rest follows in one.
 cuts = st.lists(st.integers(0, 40), max_size=30)
@@ -137,3 +137,10 @@ def test_mutated_bodies_behind_a_right_length(message: Message, data: st.DataObj
 def test_trailing_fields_are_ignored(message: Message, trailing: list[object]) -> None:
     body = msgpack.packb([*plain(message), *trailing])
     assert decode_all([framed(body)]) == ([message], None)
+
+
+@settings(deadline=None)
+@given(st.one_of(BY_TYPE[FrameType.READ_RESULT], BY_TYPE[FrameType.WRITE_RESULT]))
+def test_frames_of_trusted_values_are_those_of_the_messages(message: Message) -> None:
+    values = LAYOUTS[message.TYPE].values(message)
+    assert encode_trusted(message.TYPE, *values) == encode(message)
