@@ -1,4 +1,4 @@
-"""What the benchmarks share: servers as processes, wrk as the load, alternating rounds, medians and ratios.
+"""What the benchmarks share: servers as processes, alternating rounds, medians and ratios.
 
 These machines are shared and noisy, so nothing here is an absolute truth: both sides of a comparison run in turn within
 one run, and the ratio of each pair of rounds is what counts.
@@ -7,73 +7,34 @@ one run, and the ratio of each pair of rounds is what counts.
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.load import Load, wrk
+
 from support.node_process import NodeProcess
 
+__all__ = ["TABLE_HEAD", "Comparison", "Load", "alternate", "kvnode", "noop_server", "wrk"]
+
 BENCH = Path(__file__).parent
-
-_UNIT_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one round of wrk measured."""
-
-    rate: float
-    p50_ms: float
-    p99_ms: float
-
-
-def wrk(url: str, *, script: str | None = None, connections: int = 64, seconds: float = 3.0) -> Load:
-    """Load `url` and return what came of it; an answer that is not 2xx ends the benchmark.
-
-    Args:
-        script: Lua text for wrk.
-    """
-    program = shutil.which("wrk")
-    if program is None:
-        sys.exit("the HTTP benchmarks need wrk: apt-get install wrk")
-    command = [program, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "--timeout", "10s"]
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as lua:
-        if script is not None:
-            lua.write(script)
-            lua.flush()
-            command += ["-s", lua.name]
-        output = subprocess.run(
-            [*command, url], capture_output=True, text=True, check=True, timeout=seconds + 30
-        ).stdout
-    if "Non-2xx" in output or "Socket errors" in output:
-        sys.exit(f"the load was not answered as it should be:\n{output}")
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    assert rate is not None, output
-    return Load(float(rate[1]), _percentile(output, 50), _percentile(output, 99))
-
-
-def _percentile(output: str, percent: int) -> float:
-    match = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s|m)$", output, re.MULTILINE)
-    assert match is not None, output
-    return float(match[1]) * _UNIT_MS[match[2]]
 
 
 @contextlib.contextmanager
 def noop_server() -> Iterator[str]:
     """The plain aiohttp application; its base URL."""
-    process = subprocess.Popen([sys.executable, BENCH / "noop_app.py"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-P", BENCH / "noop_app.py"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.kill()
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @contextlib.contextmanager

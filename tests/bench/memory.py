@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.filling import resident_mib
 from bench.harness import kvnode
 
 MiB = 1024 * 1024
@@ -28,13 +29,6 @@ SETTINGS = (
     *("--engine-block-cache-bytes", "16MiB"),
     *("--cache-bytes", "32MiB"),
 )
-
-
-def resident_mib(pid: int) -> dict[str, int]:
-    """RssAnon and RssFile of a process, MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    return {name: int(fields[name].split()[0]) // 1024 for name in ("RssAnon", "RssFile")}
 
 
 def load(url: str, first: int, last: int) -> None:
@@ -86,7 +80,7 @@ def main() -> None:
 
         def show(what: str, items: int) -> None:
             resident = resident_mib(node.pid)
-            print(f"| {what} | {items // 1024} | {resident['RssAnon']} | {resident['RssFile']} |", flush=True)
+            print(f"| {what} | {items // 1024} | {resident['RssAnon']:.0f} | {resident['RssFile']:.0f} |", flush=True)
 
         show("start", 0)
         for first in range(0, 8 * step, step):

@@ -1,4 +1,7 @@
-"""The yardstick: a plain aiohttp application on uvloop whose two handlers do nothing. Prints its port, then serves."""
+"""The yardstick: a plain aiohttp application on uvloop whose handlers do nothing. Prints its port, then serves.
+
+`/put` leaves the body unread; `/put-json` reads it as JSON, as every handler of a put has to.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,17 @@ async def do_nothing(request: web.Request) -> web.Response:
     return web.Response(body=_BODY, content_type="application/json")
 
 
+async def read_json(request: web.Request) -> web.Response:
+    """Read the body, and answer a constant."""
+    await request.json()
+    return web.Response(body=_BODY, content_type="application/json")
+
+
 async def main() -> None:
     """Serve until killed."""
     app = web.Application()
     app.router.add_post("/put", do_nothing)
+    app.router.add_post("/put-json", read_json)
     app.router.add_get("/read/{key}", do_nothing)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

@@ -31,6 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.filling import wait_settled
 from bench.harness import TABLE_HEAD, Comparison, alternate, kvnode, wrk
 from bench.rest import PUT_SCRIPT
 
@@ -76,16 +77,6 @@ def fill_incompressibly(url: str, items: int, value_bytes: int) -> None:
         request = urllib.request.Request(f"{url}/batchput", data=json.dumps(rows).encode(), method="POST")
         with urllib.request.urlopen(request, timeout=60) as answer:
             answer.read()
-
-
-def wait_settled(db: Path) -> None:
-    """Return once LevelDB has compacted what it wants to: its files have not changed for a while."""
-    names: set[str] = set()
-    since = time.monotonic()
-    while time.monotonic() < since + 2.0:
-        time.sleep(0.1)
-        if (now := {path.name for path in db.iterdir()}) != names:
-            names, since = now, time.monotonic()
 
 
 def put_rate(url: str, seconds: float) -> float:
@@ -204,6 +195,59 @@ def pairs(name: str, ours: Callable[[], float], theirs: Callable[[], float], rou
     return Comparison(name, [pair[1] for pair in figures], [pair[0] for pair in figures])
 
 
+def puts_with_replicas(web1: NodeProcess, solo: NodeProcess, rounds: int, seconds: float) -> Comparison:
+    """Puts on a primary that has two replicas, beside a node without any."""
+    return alternate(
+        "put with two replicas / without",
+        lambda: put_rate(web1.url, seconds),
+        lambda: put_rate(solo.url, seconds),
+        rounds,
+    )
+
+
+def forwarded_puts(folder: Path, rounds: int, seconds: float) -> Comparison:
+    """Puts forwarded by a replica, beside puts on its primary."""
+    with (
+        kvnode(folder / "web1f", "--name", "web1") as web1,
+        replica(web1, folder / "web2f", "--name", "web2") as web2,
+    ):
+        return alternate(
+            "put forwarded by a replica / direct",
+            lambda: put_rate(web2.url, seconds),
+            lambda: put_rate(web1.url, seconds),
+            rounds,
+        )
+
+
+def catch_ups(
+    folder: Path, solo: NodeProcess, rounds: int, seconds: float, log_entries: int = LOG_ENTRIES
+) -> Comparison:
+    """A new replica that takes over a log of `log_entries` or more, beside the puts of a node alone."""
+    with kvnode(folder / "log", "--name", "log") as primary:
+        while primary.status()["applied_seq"] < log_entries:
+            put_rate(primary.url, 3.0)
+        return pairs(
+            "catch-up / put rate of a node alone",
+            lambda: catch_up(primary, folder),
+            lambda: put_rate(solo.url, seconds),
+            rounds,
+        )
+
+
+def full_syncs(folder: Path, rounds: int) -> Comparison:
+    """A new replica that takes a full sync, beside `cp -r` and a socket."""
+    flags = ("--wal-keep-bytes", "0", "--wal-segment-bytes", "16MiB", "--name", "data")
+    with kvnode(folder / "data", *flags) as primary:
+        fill_incompressibly(primary.url, SYNC_RECORDS, SYNC_VALUE_BYTES)
+        wait_settled(folder / "data" / "db")
+        return pairs(
+            "full sync / cp -r and network",
+            lambda: full_sync(primary, folder),
+            lambda: copy_and_send(folder / "data" / "db", folder),
+            rounds,
+        )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -222,13 +266,7 @@ def main() -> None:
                 replica(web1, folder / "web3", "--name", "web3") as web3,
             ):
                 if given.only != "lag":
-                    row = alternate(
-                        "put with two replicas / without",
-                        lambda: put_rate(web1.url, seconds),
-                        lambda: put_rate(solo.url, seconds),
-                        rounds,
-                    )
-                    print(row.row("requests/s"), flush=True)
+                    print(puts_with_replicas(web1, solo, rounds, seconds).row("requests/s"), flush=True)
                 if given.only != "puts":
                     entries, times_ms = lags(web1, [web2, web3], seconds * rounds)
                     quantile = statistics.quantiles(entries, n=100), statistics.quantiles(times_ms, n=100)
@@ -238,40 +276,11 @@ def main() -> None:
                         flush=True,
                     )
         if given.only in (None, "forward"):
-            with (
-                kvnode(folder / "web1f", "--name", "web1") as web1,
-                replica(web1, folder / "web2f", "--name", "web2") as web2,
-            ):
-                row = alternate(
-                    "put forwarded by a replica / direct",
-                    lambda: put_rate(web2.url, seconds),
-                    lambda: put_rate(web1.url, seconds),
-                    rounds,
-                )
-                print(row.row("requests/s"), flush=True)
+            print(forwarded_puts(folder, rounds, seconds).row("requests/s"), flush=True)
         if given.only in (None, "catchup"):
-            with kvnode(folder / "log", "--name", "log") as primary:
-                while primary.status()["applied_seq"] < LOG_ENTRIES:
-                    put_rate(primary.url, 3.0)
-                row = pairs(
-                    "catch-up / put rate of a node alone",
-                    lambda: catch_up(primary, folder),
-                    lambda: put_rate(solo.url, seconds),
-                    rounds,
-                )
-                print(row.row("entries/s"), flush=True)
+            print(catch_ups(folder, solo, rounds, seconds).row("entries/s"), flush=True)
         if given.only in (None, "sync"):
-            flags = ("--wal-keep-bytes", "0", "--wal-segment-bytes", "16MiB", "--name", "data")
-            with kvnode(folder / "data", *flags) as primary:
-                fill_incompressibly(primary.url, SYNC_RECORDS, SYNC_VALUE_BYTES)
-                wait_settled(folder / "data" / "db")
-                row = pairs(
-                    "full sync / cp -r and network",
-                    lambda: full_sync(primary, folder),
-                    lambda: copy_and_send(folder / "data" / "db", folder),
-                    rounds,
-                )
-                print(row.row("MB/s"), flush=True)
+            print(full_syncs(folder, rounds).row("MB/s"), flush=True)
 
 
 if __name__ == "__main__":

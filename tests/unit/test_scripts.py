@@ -19,7 +19,15 @@ from kvnode.node.storage.datadir import Identity, Layout, StateFiles
 from kvnode.protocol.types import Epoch, History
 from support.project import PARTS, ROOT
 
-COMMANDS = ("compose/up", "compose/down", "compose/python-env", "tests/run", "tests/debian-packages", ".ci/run")
+COMMANDS = (
+    "compose/up",
+    "compose/down",
+    "compose/python-env",
+    "tests/run",
+    "tests/bench/run",
+    "tests/debian-packages",
+    ".ci/run",
+)
 SOURCED = ("compose/nodes.sh",)
 
 GOOD = "CPython {version} linux x86_64 64 yes"
@@ -245,6 +253,17 @@ class TestPrepare:
         assert sandbox.installs() == [".[test]"]
         assert sandbox.prepare("test") == sandbox.prepare() == ""
         assert sandbox.installs() == []
+
+    def test_tools_of_two_kinds_stay_beside_each_other(self, sandbox: Sandbox) -> None:
+        assert "bench tools" in sandbox.prepare("bench")
+        assert sandbox.installs() == [".[bench]"]
+        sandbox.prepare("test")
+        assert sandbox.installs() == [".[bench,test]"]
+        assert sandbox.prepare("test") == sandbox.prepare("bench") == sandbox.prepare() == ""
+        with (sandbox.root / "setup.cfg").open("a") as file:
+            file.write("\n# changed\n")
+        sandbox.prepare("test")
+        assert sandbox.installs() == [".[bench,test]"]
 
     @pytest.mark.parametrize("name", ["setup.cfg", "pyproject.toml"])
     def test_changed_setting_installs_again(self, sandbox: Sandbox, name: str) -> None:

@@ -1,0 +1,174 @@
+"""More connections than a node can serve: throughput, latency, refusals and memory as they grow, and what is kept.
+
+Clients are wrk's connections, each of which sends its next request as soon as the last one is answered, refused or not.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.dialects import KVNODE, fills, gets, key_of, puts, value_of
+from bench.filling import resident_mib
+from bench.harness import kvnode
+from bench.load import from_pool, measure
+from bench.peers.servers import exchange
+from bench.results import Curve, Facts
+from bench.serving import CONNECTIONS, HOT_KEYS, PUT_KEYS, Pace
+
+from support.node_process import NodeProcess
+
+#: Ten times the connections of the other measures, and beyond.
+LEVELS = (16, CONNECTIONS, 4 * CONNECTIONS, 10 * CONNECTIONS, 40 * CONNECTIONS, 80 * CONNECTIONS)
+
+#: Counts refusals apart from whatever else is not 200.
+_COUNTING = """
+counted = {"refused", "unexpected"}
+refused, unexpected = 0, 0
+response = function(status, headers, body)
+  if status == 503 and string.find(body, '"overloaded"', 1, true) then
+    refused = refused + 1
+  elseif status ~= 200 then
+    unexpected = unexpected + 1
+  end
+end
+"""
+
+#: Notes the key of each put that was acknowledged.
+_NOTING = """
+local acknowledged = assert(io.open("%s", "w"))
+response = function(status, headers, body)
+  if status == 200 then
+    acknowledged:write(string.match(body, '"key":"([^"]+)"'), "\\n")
+  end
+end
+"""
+
+_AUDIT_KEYS = 400_000
+_SAMPLE_S = 0.1
+
+
+def affordable(levels: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of `levels` for which this process may open the sockets."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return tuple(level for level in levels if level + 200 <= soft)
+
+
+@contextmanager
+def _peak_memory(pid: int) -> Iterator[list[float]]:
+    """Samples of a process's anonymous memory, MiB; whole at the end."""
+    samples: list[float] = [resident_mib(pid)["RssAnon"]]
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(_SAMPLE_S):
+            samples.append(resident_mib(pid)["RssAnon"])
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def curve(data: Path, kind: str, pace: Pace, levels: tuple[int, ...] = LEVELS) -> Curve:
+    """One kind of request from more and more connections to one node.
+
+    Args:
+        kind: `put` or `get`.
+    """
+    requests = puts(KVNODE, PUT_KEYS, 11) if kind == "put" else gets(KVNODE, HOT_KEYS, 11)
+    rounds: dict[int, list[dict[str, float]]] = {level: [] for level in affordable(levels)}
+    with kvnode(data) as node, from_pool(requests) as script:
+        if kind == "get":
+            for request in fills(KVNODE, HOT_KEYS):
+                exchange(node.url, request)
+        for number in range(-1, pace.rounds):
+            # Up and down in turn: what the node keeps of a large level is not always found at the same one.
+            for level in sorted(rounds, reverse=number % 2 == 1):
+                point = _point(node, script + _COUNTING, level, pace.seconds)
+                if number >= 0:
+                    rounds[level].append(point)
+    points = [
+        {column: _summary(column)([each[column] for each in found]) for column in found[0]} for found in rounds.values()
+    ]
+    title = "POST /put" if kind == "put" else "GET /read, hot"
+    return Curve(f"overload-{kind}", f"{title} beyond capacity", "connections", points)
+
+
+def _summary(column: str) -> Callable[[list[float]], float]:
+    """How the rounds of a column become one figure: a single error, or a peak of memory, must not be outvoted."""
+    return max if column in ("other errors", "RssAnon MiB", "max ms") else statistics.median
+
+
+def _point(node: NodeProcess, script: str, level: int, seconds: float) -> dict[str, float]:
+    with _peak_memory(node.pid) as memory:
+        load = measure(node.url, script=script, connections=level, seconds=seconds)
+    refused = load.counts.get("refused", 0)
+    answers = load.answers
+    unexpected = load.counts.get("unexpected", 0)
+    sockets = sum(count for kind, count in load.errors.items() if kind != "status")
+    return {
+        "connections": level,
+        "served/s": load.rate * (answers - refused - unexpected) / answers if answers else 0.0,
+        "p50 ms": load.p50_ms,
+        "p99 ms": load.p99_ms,
+        "max ms": load.percentiles_ms[100],
+        "refused share": refused / answers if answers else 0.0,
+        "other errors": unexpected + sockets,
+        "RssAnon MiB": max(memory),
+    }
+
+
+def lost_when_killed(data: Path, connections: int, seconds: float) -> Facts:
+    """Kill a node under such a load, start it again, and look for every put that was acknowledged."""
+    node = NodeProcess(data)
+    node.start()
+    node.wait_ready()
+    requests = [KVNODE.put(key_of(number), value_of(number)) for number in range(_AUDIT_KEYS)]
+    with tempfile.NamedTemporaryFile("r", suffix=".acknowledged") as noted, from_pool(requests) as script:
+        load = threading.Thread(
+            target=_load_and_ignore, args=(node.url, script + _NOTING % noted.name, connections, seconds + 1.0)
+        )
+        load.start()
+        time.sleep(seconds)
+        node.kill()
+        load.join()
+        acknowledged = set(noted.read().split("\n")[:-1])
+    node.start()
+    node.wait_ready(120.0)
+    try:
+        kept = _everything(node.url)
+    finally:
+        node.stop()
+    lost = sum(1 for key in acknowledged if kept.get(key) != value_of(int(key.removeprefix("key-"))))
+    title = f"kill -9 under {connections} connections that put"
+    figures = {"acknowledged": [float(len(acknowledged))], "of them lost": [float(lost)]}
+    return Facts("overload-audit", title, "keys", figures)
+
+
+def _load_and_ignore(url: str, script: str, connections: int, seconds: float) -> None:
+    """The node is killed on purpose: what wrk says of errors means nothing."""
+    measure(url, script=script, connections=connections, seconds=seconds)
+
+
+def _everything(url: str) -> dict[str, str]:
+    """All keys and values of a node."""
+    found: dict[str, str] = {}
+    request = urllib.request.Request(f"{url}/readrange", headers={"Accept": "application/x-ndjson"})
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        for line in answer:
+            item: dict[str, str] = json.loads(line)
+            if "key" in item:
+                found[item["key"]] = item["value"]
+    return found
