@@ -22,7 +22,7 @@ SILENCE_S = 30.0
 
 _CONNECT_TIMEOUT_S = 5.0
 #: The longest wait for the answer to HELLO, which costs a node nothing.
-_WELCOME_TIMEOUT_S = 10.0
+WELCOME_TIMEOUT_S = 10.0
 
 #: Nobody has to send an observer anything while there are no new entries. That the other machine is still there is
 #: asked by the operating system: after so long without a byte, again and again, and so often, in seconds and times.
@@ -58,13 +58,7 @@ class PeerClient:
         Raises:
             Unreachable: there is no connection.
         """
-        try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                self._socket = await _connect(self.address)
-        except TimeoutError as error:
-            raise self._unreachable("timed out") from error
-        except OSError as error:
-            raise self._unreachable(_reason(error)) from error
+        self._socket = await open_socket(self.address)
         return self
 
     async def __aexit__(
@@ -81,24 +75,14 @@ class PeerClient:
             ConnectionLost, PeerSilent: there is none.
         """
         await self.send(make_hello(purpose))
-        patience_s, self.silence_s = self.silence_s, _WELCOME_TIMEOUT_S
+        patience_s, self.silence_s = self.silence_s, WELCOME_TIMEOUT_S
         try:
             answer = await self.receive()
         except PeerSilent as error:
             raise PeerSilent(error.message, hint=_NOT_A_PEER_PORT) from error
         finally:
             self.silence_s = patience_s
-        match answer:
-            case Welcome():
-                if not MIN_VERSION <= answer.version <= MAX_VERSION:
-                    raise RemoteProtocolError(f"{self.address} chose version {answer.version}, which was not offered")
-                return answer
-            case Error(code, message):
-                raise Refused(code, message)
-            case None:
-                raise ConnectionLost(f"{self.address} closed the connection without an answer", hint=_NOT_A_PEER_PORT)
-            case _:
-                raise RemoteProtocolError(f"{self.address} answered HELLO with {answer.TYPE.name}")
+        return check_welcome(self.address, answer)
 
     async def send(self, message: Message) -> None:
         """Send a frame; returns when the operating system has all of it, however long that takes.
@@ -172,12 +156,6 @@ class PeerClient:
         assert self._socket is not None, "enter the client first: async with PeerClient(...) as peer"
         return self._socket
 
-    def _unreachable(self, reason: str) -> Unreachable:
-        return Unreachable(
-            f"cannot connect to {self.address}: {reason}",
-            hint="is the node running, and is this its peer port (--peer)?",
-        )
-
     def _lost(self, error: OSError) -> ConnectionLost:
         return ConnectionLost(f"the connection to {self.address} broke: {_reason(error)}")
 
@@ -196,6 +174,41 @@ def make_hello(purpose: Purpose) -> Hello:
         auth=b"",
         address="",
     )
+
+
+def check_welcome(address: Address, answer: Message | None) -> Welcome:
+    """The answer to HELLO, None for the end of the connection, as what it should be.
+
+    Raises:
+        Refused, RemoteProtocolError, ConnectionLost: it is not.
+    """
+    match answer:
+        case Welcome():
+            if not MIN_VERSION <= answer.version <= MAX_VERSION:
+                raise RemoteProtocolError(f"{address} chose version {answer.version}, which was not offered")
+            return answer
+        case Error(code, message):
+            raise Refused(code, message)
+        case None:
+            raise ConnectionLost(f"{address} closed the connection without an answer", hint=_NOT_A_PEER_PORT)
+        case _:
+            raise RemoteProtocolError(f"{address} answered HELLO with {answer.TYPE.name}")
+
+
+async def open_socket(address: Address) -> socket.socket:
+    """A connection to a peer port, whose end is noticed also where nothing is sent.
+
+    Raises:
+        Unreachable: there is none.
+    """
+    hint = "is the node running, and is this its peer port (--peer)?"
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            return await _connect(address)
+    except TimeoutError as error:
+        raise Unreachable(f"cannot connect to {address}: timed out", hint=hint) from error
+    except OSError as error:
+        raise Unreachable(f"cannot connect to {address}: {_reason(error)}", hint=hint) from error
 
 
 async def _connect(address: Address) -> socket.socket:

@@ -1,11 +1,13 @@
 """The asynchronous Python client of kvnode: what programs import, and what the commands use.
 
 CLIENT.md beside this file is its guide. `client` is the face; below it, `failover` decides which node is asked and what
-may be asked again, `session` makes reads see what was seen before, and `transport` speaks HTTP to one node.
+may be asked again, `session` makes reads see what was seen before, and `transport` speaks HTTP to one node. `native` is
+another, small client: one node, over the peer protocol.
 """
 
 from kvnode.cli.client.client import Client, parse_position
 from kvnode.cli.client.jsonvalues import JsonText, JsonValue
+from kvnode.cli.client.native import NativeClient
 from kvnode.cli.client.results import Deleted, RangeItem, Record, Status, Written
 from kvnode.cli.client.targets import Acks
 from kvnode.cli.errors import ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
@@ -19,6 +21,7 @@ __all__ = [
     "HistoryLost",
     "JsonText",
     "JsonValue",
+    "NativeClient",
     "NoNodeAvailable",
     "Position",
     "RangeItem",

@@ -115,6 +115,25 @@ def error_of_answer(url: str, status: int, headers: Mapping[str, str], answer: b
         code, message = str(fields.pop("code")), str(fields.pop("message"))
     except (msgspec.DecodeError, RecursionError, KeyError):
         return not_kvnode(f"{url} answered HTTP {status} in a form of its own", url)
+    position = _position_told(code, fields, headers)
+    return server_error(url, status, code, message, fields, retry_after_s=_retry_after_s(headers), position=position)
+
+
+def server_error(
+    url: str,
+    status: int,
+    code: str,
+    message: str,
+    fields: dict[str, Any],
+    *,
+    retry_after_s: float | None = None,
+    position: Position | None = None,
+) -> ServerError:
+    """The error for what a node answered; without a hint of the node's, with one of this client's.
+
+    Args:
+        fields: the other members of the error object.
+    """
     hint = fields.pop("hint", None)
     kind = HistoryLost if code == "history_lost" else ServerError
     return kind(
@@ -123,9 +142,9 @@ def error_of_answer(url: str, status: int, headers: Mapping[str, str], answer: b
         message,
         fields,
         hint=_HINTS.get(code) if hint is None else str(hint),
-        retry_after_s=_retry_after_s(headers),
+        retry_after_s=retry_after_s,
         url=url,
-        position=_position_told(code, fields, headers),
+        position=position,
     )
 
 

@@ -23,11 +23,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def test_every_example_prints_what_the_page_says(cluster: Cluster) -> None:
     programs, outputs = fenced_blocks(PAGE, "python"), fenced_blocks(PAGE, "text")
-    assert len(programs) == len(outputs) == 3
+    assert len(programs) == len(outputs) == 4
     for program, output in zip(programs, outputs, strict=True):
-        for node, port in zip(cluster.nodes, (5001, 5002), strict=True):
-            program = program.replace(f"http://127.0.0.1:{port}", node.url)
-        assert ":500" not in program
+        for node, number in zip(cluster.nodes, (1, 2), strict=True):
+            program = program.replace(f"http://127.0.0.1:500{number}", node.url)
+            program = program.replace(f"127.0.0.1:700{number}", node.peer)
+        assert not re.search(":(500|700)[12]", program)
         done = subprocess.run(
             [sys.executable, "-P", "-W", "error", "-c", program],
             capture_output=True,

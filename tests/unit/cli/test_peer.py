@@ -144,7 +144,7 @@ async def test_an_end_without_an_answer() -> None:
 
 
 async def test_silence_instead_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvnode.cli.peer._WELCOME_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("kvnode.cli.peer.WELCOME_TIMEOUT_S", 0.05)
     async with StubPeer(Hold()) as stub, client(stub, silence_s=None) as peer:
         with pytest.raises(PeerSilent, match=r"sent nothing for 0\.05 s") as caught:
             await peer.welcome(Purpose.OBSERVE)
