@@ -94,9 +94,13 @@ class NativeClient:
         """
         loop = asyncio.get_running_loop()
         connected = await open_socket(self._address)
-        _, connection = await loop.create_connection(
-            lambda: _Connection(self.url, self._timeout_s, self._most_in_flight), sock=connected
-        )
+        try:
+            _, connection = await loop.create_connection(
+                lambda: _Connection(self.url, self._timeout_s, self._most_in_flight), sock=connected
+            )
+        except BaseException:
+            connected.close()
+            raise
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 answer = await connection.greet()
@@ -299,7 +303,12 @@ class _Connection(asyncio.Protocol):
     def close(self, reason: str = "this client was closed") -> None:
         """Send no more, and give up what is not answered."""
         self._end(reason)
-        if self._transport is not None:
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size():
+            # The node may never take it, and nobody waits for what comes of it.
+            self._transport.abort()
+        else:
             self._transport.close()
 
     # ---- out -------------------------------------------------------------------------------------------------------

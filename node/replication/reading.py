@@ -145,7 +145,7 @@ class SessionReads:
         return self._misses < MOST_MISSES and self._link.held_bytes < HIGH_WATER_BYTES
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._shared.loop.create_task(work)
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

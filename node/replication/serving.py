@@ -128,7 +128,10 @@ class ClientSession:
         self._close_if_done()
 
     def _read_answered(self) -> None:
-        if not self._reads.is_crowded and self.link.held_bytes < HIGH_WATER_BYTES:
+        if self.link.held_bytes >= HIGH_WATER_BYTES:
+            # It may have sent its last frame, and take none of its answers.
+            self._tick()
+        elif not self._reads.is_crowded:
             self.link.resume_reading()
         self._close_if_done()
 

@@ -360,6 +360,18 @@ async def test_the_end_of_the_block_ends_what_is_not_answered() -> None:
         assert (type(error), error.maybe_written) == (Unanswered, True)
 
 
+async def test_a_node_that_takes_nothing_does_not_keep_the_connection() -> None:
+    async with scene() as at:
+        at.node.pause()
+        call = begin(at.client.put("k", JsonText.trusted(b'"%b"' % (b"v" * 20_000_000))))
+        connection = at.client._connection
+        assert connection is not None
+        await until(lambda: not connection._may_write.is_set())
+        await at.client.__aexit__(None, None, None)
+        assert type(await failure_of(call)) is Unanswered
+        await until(lambda: connection._transport is None)
+
+
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 

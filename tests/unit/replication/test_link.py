@@ -5,7 +5,13 @@ from random import Random
 import pytest
 
 from kvnode.node.replication import link as link_module
-from kvnode.node.replication.link import FRAME_STALL_S, HIGH_WATER_BYTES, STRANGER_FRAME_BYTES, PeerLink
+from kvnode.node.replication.link import (
+    FRAME_STALL_S,
+    HIGH_WATER_BYTES,
+    STRANGER_FRAME_BYTES,
+    TURN_FRAMES,
+    PeerLink,
+)
 from kvnode.protocol.codec import MAX_FRAME_BYTES, encode
 from kvnode.protocol.errors import LocalProtocolError
 from kvnode.protocol.messages import Error, Message, Ping, Status, StatusResult
@@ -141,6 +147,58 @@ async def test_reading_can_be_paused() -> None:
         assert len(owner.frames) == 1
         link.resume_reading()
         await owner.until(lambda: len(owner.frames) == 2)
+
+
+async def test_a_chunk_of_many_frames_is_told_in_several_turns() -> None:
+    owner = Owner()
+    link, transport = unconnected(owner)
+    link.data_received(b"".join([encode(Status(number)) for number in range(3 * TURN_FRAMES + 1)]))
+    for told in (1, 2, 3):
+        assert len(owner.frames) == told * TURN_FRAMES
+        assert not transport.is_reading, "what comes now would be told before its turn"
+        await turns(1)
+    assert transport.is_reading
+    assert owner.frames == [Status(number) for number in range(3 * TURN_FRAMES + 1)]
+    link.connection_lost(None)
+
+
+async def test_an_owner_that_pauses_while_others_have_their_turn_is_told_nothing() -> None:
+    owner = Owner()
+    link, transport = unconnected(owner)
+    link.data_received(encode(PING) * (2 * TURN_FRAMES))
+    link.pause_reading()
+    await turns()
+    assert len(owner.frames) == TURN_FRAMES
+    link.resume_reading()
+    link.pause_reading()
+    link.resume_reading()
+    await turns()
+    assert (len(owner.frames), transport.is_reading) == (2 * TURN_FRAMES, True)
+    link.connection_lost(None)
+
+
+@pytest.mark.parametrize("how", ["close", "abort", "lost"])
+async def test_what_ends_while_others_have_their_turn_is_told_no_more(how: str) -> None:
+    owner = Owner()
+    link, _ = unconnected(owner)
+    link.data_received(encode(PING) * (2 * TURN_FRAMES))
+    if how == "close":
+        link.close("a test says so")
+    elif how == "abort":
+        link.abort("a test says so")
+    link.connection_lost(None)
+    await turns()
+    assert len(owner.frames) == TURN_FRAMES
+
+
+async def test_the_end_of_the_input_is_told_behind_all_of_its_frames() -> None:
+    owner = Owner()
+    owner.is_to_be_sent_more = True
+    async with linked(owner) as (_, peer):
+        peer.send(encode(PING) * (5 * TURN_FRAMES))
+        peer.half_close()
+        await owner.until(lambda: owner.finished)
+        assert len(owner.frames) == 5 * TURN_FRAMES
 
 
 # ---- a frame that does not end ---------------------------------------------------------------------------------

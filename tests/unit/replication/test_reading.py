@@ -419,6 +419,23 @@ async def test_a_reader_that_takes_nothing_for_thirty_seconds_is_dropped() -> No
         assert not at.link.is_open
 
 
+async def test_a_reader_that_sends_no_more_and_takes_nothing_is_dropped_too() -> None:
+    loop, store = ManualLoop(), SlowStore()
+    async with reader(store, loop=loop, kernel_bytes=4096) as at:
+        store.is_caching = False
+        store.records[b"large"] = Record(Position(EPOCH, 2), 0, b"1" * 500_000)
+        at.peer.pause()
+        at.peer.send(*[Read(number, b"large", NO_EPOCH, 0, 0) for number in range(40)])
+        await until(lambda: len(store.misses) == 40)
+        store.end_misses()
+        await until(lambda: not store.misses and at.link.held_bytes > HIGH_WATER_BYTES)
+        await turns()
+        loop.advance(29)
+        assert at.link.is_open
+        loop.advance(31)
+        assert not at.link.is_open
+
+
 async def test_many_frames_at_once_leave_others_their_turn() -> None:
     """A chunk of thousands of small reads must not keep the loop for as long as they all take."""
     async with reader(FakeStore()) as at:
