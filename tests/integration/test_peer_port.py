@@ -35,6 +35,7 @@ from kvnode.protocol.messages import (
     Message,
     Ping,
     Purpose,
+    Read,
     Status,
     StatusResult,
     Subscribe,
@@ -42,7 +43,7 @@ from kvnode.protocol.messages import (
     Write,
     WriteResult,
 )
-from kvnode.protocol.types import put
+from kvnode.protocol.types import Epoch, put
 from support.frames import SAMPLES
 from support.node_process import NodeProcess
 from support.peers import HISTORY, MEMBERS, Peer, PeerServer, hello, observe_from, record, records, welcome
@@ -354,6 +355,22 @@ def test_clients_that_never_read_their_answers(nodes: Nodes) -> None:
         nodes.check()
 
 
+@pytest.mark.parametrize(("seq", "sessions"), [(0, 2), (2**60, 1)], ids=["large values", "waits of an hour"])
+def test_readers_that_never_read_their_answers(nodes: Nodes, seq: int, sessions: int) -> None:
+    assert ask(nodes.primary, "/put?acks=1&ack_timeout=20", {"key": "large", "value": "x" * 100_000})[0] == 200
+    assert ask(nodes.replica, "/read/large")[0] == 200
+    before = {node.pid: resident_kib(node) for node in nodes.both}
+    reads = b"".join([encode(Read(number, b"large", Epoch(0), seq, 3_600_000)) for number in range(1000)])
+    with contextlib.ExitStack() as stack:
+        for node in nodes.both[-sessions:]:
+            for _ in range(sessions):
+                raw = stack.enter_context(nodes.session(node, Purpose.CLIENT))
+                assert flood(raw, reads, 64 << 20) < 64 << 20, "it was asked to wait"
+        for node in nodes.both:
+            assert resident_kib(node) < before[node.pid] + GROWTH_KIB
+        nodes.check()
+
+
 def test_observers_that_never_read_what_they_asked_for(nodes: Nodes) -> None:
     for number in range(8):
         items = [{"key": f"large-{number}-{each}", "value": "x" * 100_000} for each in range(10)]
@@ -518,7 +535,7 @@ def test_tail_shows_what_was_written_on_both(nodes: Nodes) -> None:
     assert (past.returncode, past.stdout) == (0, "")
 
 
-def test_nc_writes_as_a_client(nodes: Nodes) -> None:
+def test_nc_writes_and_reads_as_a_client(nodes: Nodes) -> None:
     write = {
         "type": "write",
         "request_id": 7,
@@ -532,6 +549,18 @@ def test_nc_writes_as_a_client(nodes: Nodes) -> None:
     assert [each["type"] for each in said] == ["welcome", "write_result"]
     assert (said[1]["request_id"], said[1]["error_code"]) == (7, None)
     assert ask(nodes.replica, f"/read/by-hand?min_seq={said[1]['seq']}&wait=20")[1]["value"] == [1, 2]
+    read = {
+        "type": "read",
+        "request_id": 8,
+        "key": "by-hand",
+        "min_epoch": said[1]["epoch"],
+        "min_seq": said[1]["seq"],
+        "wait_ms": 20000,
+    }
+    done = kvnode("nc", nodes.replica.peer, "--purpose", "client", stdin=json.dumps(read) + "\n")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert (answer["request_id"], answer["value"], answer["error_code"]) == (8, [1, 2], None)
+    assert (answer["epoch"], answer["seq"]) == (said[1]["epoch"], said[1]["seq"])
     refused = kvnode("nc", nodes.replica.peer, "--purpose", "client", stdin=json.dumps(write) + "\n")
     assert json.loads(refused.stdout.splitlines()[-1])["error_code"] == "not_primary"
 
