@@ -1,11 +1,13 @@
 """More connections than a node can serve: throughput, latency, refusals and memory as they grow, and what is kept.
 
 Clients are wrk's connections, each of which sends its next request as soon as the last one is answered, refused or not.
+The no-op application gets the same puts: what it loses with more connections is the load's and the kernel's part.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import tempfile
@@ -14,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.dialects import KVNODE, fills, gets, key_of, puts, value_of
@@ -22,7 +25,7 @@ from bench.harness import kvnode
 from bench.load import from_pool, measure
 from bench.peers.servers import exchange
 from bench.results import Curve, Facts
-from bench.serving import CONNECTIONS, HOT_KEYS, PUT_KEYS, Pace
+from bench.serving import CONNECTIONS, HOT_KEYS, PUT_KEYS, Pace, as_json_put
 
 from support.node_process import NodeProcess
 
@@ -62,34 +65,57 @@ def affordable(levels: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(level for level in levels if level + 200 <= soft)
 
 
+@dataclass(slots=True)
+class _Peak:
+    """The most that a process needed while it was watched.
+
+    Attributes:
+        memory_mib: anonymous memory.
+        files: open files, connections included.
+    """
+
+    memory_mib: float = 0.0
+    files: int = 0
+
+    def look(self, pid: int) -> None:
+        self.memory_mib = max(self.memory_mib, resident_mib(pid)["RssAnon"])
+        self.files = max(self.files, _open_files(pid))
+
+
+def _open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
 @contextmanager
-def _peak_memory(pid: int) -> Iterator[list[float]]:
-    """Samples of a process's anonymous memory, MiB; whole at the end."""
-    samples: list[float] = [resident_mib(pid)["RssAnon"]]
+def _watched(pid: int) -> Iterator[_Peak]:
+    """What a process needs; final at the end."""
+    peak = _Peak()
+    peak.look(pid)
     done = threading.Event()
 
     def sample() -> None:
         while not done.wait(_SAMPLE_S):
-            samples.append(resident_mib(pid)["RssAnon"])
+            peak.look(pid)
 
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        yield samples
+        yield peak
     finally:
         done.set()
         thread.join()
 
 
-def curve(data: Path, kind: str, pace: Pace, levels: tuple[int, ...] = LEVELS) -> Curve:
+def curve(data: Path, kind: str, noop_url: str, pace: Pace, levels: tuple[int, ...] = LEVELS) -> Curve:
     """One kind of request from more and more connections to one node.
 
     Args:
         kind: `put` or `get`.
     """
     requests = puts(KVNODE, PUT_KEYS, 11) if kind == "put" else gets(KVNODE, HOT_KEYS, 11)
+    noop_requests = [as_json_put(request) for request in requests] if kind == "put" else requests
     rounds: dict[int, list[dict[str, float]]] = {level: [] for level in affordable(levels)}
-    with kvnode(data) as node, from_pool(requests) as script:
+    with kvnode(data) as node, from_pool(requests) as script, from_pool(noop_requests) as noop_script:
         if kind == "get":
             for request in fills(KVNODE, HOT_KEYS):
                 exchange(node.url, request)
@@ -97,6 +123,9 @@ def curve(data: Path, kind: str, pace: Pace, levels: tuple[int, ...] = LEVELS) -
             # Up and down in turn: what the node keeps of a large level is not always found at the same one.
             for level in sorted(rounds, reverse=number % 2 == 1):
                 point = _point(node, script + _COUNTING, level, pace.seconds)
+                point["no-op served/s"] = measure(
+                    noop_url, script=noop_script, connections=level, seconds=pace.seconds
+                ).rate
                 if number >= 0:
                     rounds[level].append(point)
     points = [
@@ -112,7 +141,8 @@ def _summary(column: str) -> Callable[[list[float]], float]:
 
 
 def _point(node: NodeProcess, script: str, level: int, seconds: float) -> dict[str, float]:
-    with _peak_memory(node.pid) as memory:
+    before = _open_files(node.pid)
+    with _watched(node.pid) as peak:
         load = measure(node.url, script=script, connections=level, seconds=seconds)
     refused = load.counts.get("refused", 0)
     answers = load.answers
@@ -120,13 +150,14 @@ def _point(node: NodeProcess, script: str, level: int, seconds: float) -> dict[s
     sockets = sum(count for kind, count in load.errors.items() if kind != "status")
     return {
         "connections": level,
+        "accepted": max(peak.files - before, 0),
         "served/s": load.rate * (answers - refused - unexpected) / answers if answers else 0.0,
         "p50 ms": load.p50_ms,
         "p99 ms": load.p99_ms,
         "max ms": load.percentiles_ms[100],
         "refused share": refused / answers if answers else 0.0,
         "other errors": unexpected + sockets,
-        "RssAnon MiB": max(memory),
+        "RssAnon MiB": peak.memory_mib,
     }
 
 

@@ -153,6 +153,8 @@ def _overload(curves: Sequence[Curve]) -> Any:
         style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2}
         label = curve.title.removesuffix(" beyond capacity")
         served.plot(along, curve.column("served/s"), label=label, **style)
+        thin = {**style, "linestyle": ":", "linewidth": 1.4}
+        served.plot(along, curve.column("no-op served/s"), label=f"{label}: no-op application", **thin)
         tail.plot(along, curve.column("p99 ms"), label=f"{label}, p99", **style)
         tail.plot(
             along, curve.column("p50 ms"), label=f"{label}, median", **{**style, "linestyle": ":", "linewidth": 1.4}
@@ -163,7 +165,7 @@ def _overload(curves: Sequence[Curve]) -> Any:
     for axes, title in (
         (served, "served, requests/s"),
         (tail, "latency, ms"),
-        (refused, "refused as `overloaded`, %"),
+        (refused, "refused as overloaded, %"),
         (memory, "memory of the node (RssAnon), MiB"),
     ):
         axes.set_xscale("log")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.results import OURS, Curve, Facts, Measure, Results, Series, Spread
+from bench.results import Curve, Facts, Measure, Results, Series, Spread
 from bench.targets import Verdict
 
 _PREFACE = """\
@@ -60,7 +60,7 @@ def goals(verdicts: Sequence[Verdict]) -> str:
 def measure(found: Measure) -> str:
     """One comparison: a row for each side."""
     has_latency = any(side.latencies for side in found.sides.values())
-    head = ["side", found.unit, "spread", f"{OURS} / side", "spread"]
+    head = ["side", found.unit, "spread", f"{found.ours} / side", "spread"]
     if has_latency:
         head += ["p50 ms", "p99 ms", "p99 / p50"]
     rows = [_side(found, name, side, has_latency) for name, side in found.sides.items()]
@@ -70,7 +70,7 @@ def measure(found: Measure) -> str:
 def _side(found: Measure, name: str, side: Series, has_latency: bool) -> list[str]:
     figures = Spread.of(side.figures)
     row = [name, number(figures.median), spread(figures)]
-    ratios = None if name == OURS else found.ratios(name)
+    ratios = None if name == found.ours else found.ratios(name)
     row += ["", ""] if ratios is None else [number(Spread.of(ratios).median), spread(Spread.of(ratios))]
     if has_latency:
         row += ["", "", ""]
@@ -99,6 +99,11 @@ def curve(found: Curve) -> str:
     return f"### {found.title}\n\n" + table(
         columns, [[number(point[column]) for column in columns] for point in found.points]
     )
+
+
+def _cell(value: float) -> str:
+    """A figure of a curve, of which many are counts."""
+    return f"{value:,.0f}" if float(value).is_integer() else number(value)
 
 
 def markdown(results: Results, verdicts: Sequence[Verdict]) -> str:

@@ -71,17 +71,19 @@ class Measure:
         name: what later steps call it.
         title: what it is, for people.
         unit: of the figures.
-        sides: by name; `OURS` is among them.
+        sides: by name.
+        ours: the side whose ratio to each other one is of interest.
     """
 
     name: str
     title: str
     unit: str
     sides: dict[str, Series]
+    ours: str = OURS
 
-    def ratios(self, theirs: str, ours: str = OURS) -> list[float] | None:
+    def ratios(self, theirs: str, ours: str | None = None) -> list[float] | None:
         """Ours divided by theirs, round by round; None if a side is not there or must not be counted."""
-        pair = self.sides.get(ours), self.sides.get(theirs)
+        pair = self.sides.get(ours or self.ours), self.sides.get(theirs)
         if pair[0] is None or pair[1] is None or pair[0].objection or pair[1].objection:
             return None
         return [mine / other for mine, other in zip(pair[0].figures, pair[1].figures, strict=True)]

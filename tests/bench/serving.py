@@ -52,6 +52,11 @@ def loaded(url: str, requests: Sequence[bytes], seconds: float) -> Iterator[Call
         yield lambda _: measure(url, script=script, connections=CONNECTIONS, seconds=seconds)
 
 
+def as_json_put(request: bytes) -> bytes:
+    """A put of kvnode's, for the no-op that reads it as JSON."""
+    return request.replace(b"POST /put ", b"POST /put-json ", 1)
+
+
 def durable_puts(node_url: str, noop_url: str, peers: Sequence[Peer], pace: Pace) -> Measure:
     """Puts of random keys with values of 20 to 100 bytes."""
     with ExitStack() as stack:
@@ -60,7 +65,7 @@ def durable_puts(node_url: str, noop_url: str, peers: Sequence[Peer], pace: Pace
             return stack.enter_context(loaded(url, requests, pace.seconds))
 
         ours = puts(KVNODE, PUT_KEYS, 1)
-        json_puts = [request.replace(b"POST /put ", b"POST /put-json ", 1) for request in ours]
+        json_puts = [as_json_put(request) for request in ours]
         sides = {
             OURS: side(node_url, ours),
             NOOP_POST: side(noop_url, ours),

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import bulk, growth, machine, overload, replication, report, serving, starting
+from bench import bulk, growth, machine, native, overload, replication, report, serving, starting
 from bench.harness import Comparison, kvnode, noop_server
 from bench.peers.servers import running_peers
 from bench.results import OURS, Facts, Measure, Results, Series
@@ -47,7 +47,8 @@ class Plan:
         segment_bytes: of the log that is replayed.
         log_entries: that a replica catches up with, at least.
         replica_rounds: rounds of the replicas' measures.
-        limit_s: after this long no further part begins.
+        overload: pace of the load beyond capacity, which has many points.
+        limit_s: after this long no further part begins; growing takes what it takes.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Plan:
     segment_bytes: int
     log_entries: int
     replica_rounds: int
+    overload: Pace
     limit_s: float
 
 
@@ -67,10 +69,11 @@ QUICK = Plan(
     cold_keys=500_000,
     range_items=300_000,
     batches=100,
-    segment_bytes=32 * MiB,
+    segment_bytes=16 * MiB,
     log_entries=50_000,
-    replica_rounds=2,
-    limit_s=360,
+    replica_rounds=1,
+    overload=Pace(rounds=1, seconds=1.0),
+    limit_s=480,
 )
 DEFAULT = Plan(
     "default",
@@ -81,6 +84,7 @@ DEFAULT = Plan(
     segment_bytes=64 * MiB,
     log_entries=200_000,
     replica_rounds=3,
+    overload=Pace(rounds=2, seconds=3.0),
     limit_s=1800,
 )
 
@@ -115,7 +119,7 @@ class Run:
 
     def measure(self, name: str) -> None:
         """Run one part; what fails is said in the results and hurts no other part."""
-        if time.monotonic() - self._began_s > self.plan.limit_s:
+        if name != "growth" and time.monotonic() - self._began_s > self.plan.limit_s:
             self.results.missing[name] = f"not begun: the run had taken longer than {self.plan.limit_s:g} s"
             return
         self.say(name)
@@ -149,7 +153,7 @@ class Run:
     # The parts.
 
     def _measure_disk(self) -> None:
-        self.results.add(serving.disk_limits(self._folder / "disk", min(self.plan.pace.seconds, 2.0)))
+        self.results.add(serving.disk_limits(self._folder / "disk", 1.0))
 
     def _measure_puts(self) -> None:
         self.results.add(serving.durable_puts(self._node_url, self._noop_url, self._peers, self.plan.pace))
@@ -203,20 +207,19 @@ class Run:
         shutil.rmtree(folder)
 
     def _measure_overload(self) -> None:
-        pace = Pace(rounds=max(1, self.plan.pace.rounds - 2), seconds=self.plan.pace.seconds)
         for kind in ("put", "get"):
-            self.results.add(overload.curve(self._folder / f"overload-{kind}", kind, pace))
+            data = self._folder / f"overload-{kind}"
+            self.results.add(overload.curve(data, kind, self._noop_url, self.plan.overload))
         connections = 10 * serving.CONNECTIONS
         self.results.add(overload.lost_when_killed(self._folder / "overload-killed", connections, 2.0))
 
     def _measure_native(self) -> None:
-        if importlib.util.find_spec("bench.native") is None:
-            self.results.missing["native"] = "the peer protocol has no benchmark yet"
-            return
-        from bench import native
-
-        found = native.compare(self._folder / "native", self.plan.pace.rounds, self.plan.pace.seconds)
-        self._compare("native", found, "requests/s", "REST")
+        with kvnode(self._folder / "native") as node:
+            native.write_all(node)
+            for measure in (native.measure_puts, native.measure_gets):
+                found = measure(node, self.plan.replica_rounds, self.plan.pace.seconds)
+                found.ours, found.title = native.FRAMES, f"native path, {found.title}"
+                self.results.add(found)
 
     def _measure_growth(self) -> None:
         sizes = growth.SIZES if self.plan is not QUICK else growth.SIZES[:3]

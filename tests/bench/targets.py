@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.native import CLIENT, FRAMES, REST
 from bench.results import OURS, Curve, Results, Spread
 from bench.serving import CONNECTIONS, NOOP_GET, NOOP_POST, NOOP_POST_JSON
 
@@ -65,10 +66,10 @@ def judge(results: Results) -> list[Verdict]:
     return verdicts
 
 
-def _ratio(group: str, measure: str, theirs: str, bound: float, what: str) -> Goal:
+def _ratio(group: str, measure: str, theirs: str, bound: float, what: str, *, ours: str | None = None) -> Goal:
     def find(results: Results) -> Sequence[float] | None:
         found = results.measures.get(measure)
-        return None if found is None else found.ratios(theirs)
+        return None if found is None else found.ratios(theirs, ours)
 
     return Goal(group, what, ">=", bound, find, is_ratio=True)
 
@@ -132,6 +133,10 @@ def _kept(column: str, what: str) -> Goal:
     return Goal("growth", f"growth: {what}, last size / first", ">=", 0.7, _last_of_first(column), is_ratio=True)
 
 
+def _native(measure: str, ours: str, what: str) -> Goal:
+    return _ratio("native", measure, REST, 5.0, what, ours=ours)
+
+
 _PLAIN = "of a plain web.Application"
 
 GOALS = (
@@ -155,7 +160,10 @@ GOALS = (
     Goal("growth", "growth: memory, last size / second", "<=", _FLAT, _memory_growth),
     _ratio("replicas", "catch-up", "puts of a node alone", 10.0, "replica: catch-up / put rate of a node alone"),
     _ratio("replicas", "full-sync", "cp -r + socket", 0.6, "replica: full sync / cp -r and a socket, MB"),
-    _ratio("native", "native", "REST", 5.0, "native path / REST, one connection"),
+    _native("native-put", FRAMES, "native path, durable PUT: frames / REST, 1 connection each"),
+    _native("native-put", CLIENT, "native path, durable PUT: NativeClient / REST, 1 connection each"),
+    _native("native-get", FRAMES, "native path, GET hot: frames / REST, 1 connection each"),
+    _native("native-get", CLIENT, "native path, GET hot: NativeClient / REST, 1 connection each"),
     Goal(
         "overload", "overload: puts served at 10 times the clients / peak", ">=", 0.9, _kept_throughput, is_ratio=True
     ),
