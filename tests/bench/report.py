@@ -87,18 +87,16 @@ def _side(found: Measure, name: str, side: Series, has_latency: bool) -> list[st
 
 def facts(found: Facts) -> str:
     """Figures of one side."""
-    rows = [
-        (what, number(Spread.of(figures).median), spread(Spread.of(figures))) for what, figures in found.figures.items()
-    ]
+    spreads = {what: Spread.of(figures) for what, figures in found.figures.items()}
+    rows = [(what, number(each.median), spread(each)) for what, each in spreads.items()]
     return f"### {found.title}\n\n" + table((f"in {found.unit}", "median", "spread"), rows)
 
 
 def curve(found: Curve) -> str:
     """A row a point."""
     columns = list(found.points[0])
-    return f"### {found.title}\n\n" + table(
-        columns, [[number(point[column]) for column in columns] for point in found.points]
-    )
+    rows = [[_cell(point[column]) for column in columns] for point in found.points]
+    return f"### {found.title}\n\n" + table(columns, rows)
 
 
 def _cell(value: float) -> str:
