@@ -90,11 +90,7 @@ DEFAULT = Plan(
 
 
 class Run:
-    """One run: its parts by name, and what they found.
-
-    Attributes:
-        parts: in the order in which they run; each measures into `results`.
-    """
+    """One run: the servers that its parts share, and what they found. `PARTS` names the parts."""
 
     def __init__(self, plan: Plan, folder: Path, results: Results, stack: ExitStack) -> None:
         """Measure with data in `folder`; what `stack` holds is ended with the run."""
@@ -103,19 +99,6 @@ class Run:
         self._folder = folder
         self._stack = stack
         self._began_s = time.monotonic()
-        self.parts: dict[str, Callable[[], None]] = {
-            "disk": self._measure_disk,
-            "put": self._measure_puts,
-            "get": self._measure_gets,
-            "cold": self._measure_cold_gets,
-            "batch": self._measure_batches,
-            "range": self._measure_ranges,
-            "start": self._measure_starts,
-            "replicas": self._measure_replicas,
-            "overload": self._measure_overload,
-            "native": self._measure_native,
-            "growth": self._measure_growth,
-        }
 
     def measure(self, name: str) -> None:
         """Run one part; what fails is said in the results and hurts no other part."""
@@ -124,7 +107,7 @@ class Run:
             return
         self.say(name)
         try:
-            self.parts[name]()
+            PARTS[name](self)
         except Exception as error:
             self.results.missing[name] = f"failed: {type(error).__name__}: {error}"
             self.say(self.results.missing[name])
@@ -152,27 +135,27 @@ class Run:
 
     # The parts.
 
-    def _measure_disk(self) -> None:
+    def measure_disk(self) -> None:
         self.results.add(serving.disk_limits(self._folder / "disk", 1.0))
 
-    def _measure_puts(self) -> None:
+    def measure_puts(self) -> None:
         self.results.add(serving.durable_puts(self._node_url, self._noop_url, self._peers, self.plan.pace))
 
-    def _measure_gets(self) -> None:
+    def measure_gets(self) -> None:
         self.results.add(serving.hot_gets(self._node_url, self._noop_url, self._peers, self.plan.pace))
 
-    def _measure_cold_gets(self) -> None:
+    def measure_cold_gets(self) -> None:
         for found in serving.cold_gets(self._folder / "cold", self._noop_url, self.plan.cold_keys, self.plan.pace):
             self.results.add(found)
 
-    def _measure_batches(self) -> None:
+    def measure_batches(self) -> None:
         self.results.add(bulk.batch_puts(self._folder, self.plan.batches, self.plan.pace.rounds))
 
-    def _measure_ranges(self) -> None:
+    def measure_ranges(self) -> None:
         for found in bulk.range_reads(self._folder, self.plan.range_items, self.plan.pace.rounds):
             self.results.add(found)
 
-    def _measure_starts(self) -> None:
+    def measure_starts(self) -> None:
         plan = self.plan
         self.results.add(starting.replays(self._folder, plan.segment_bytes, min(plan.pace.rounds, 3)))
         data = {"no data": self._folder / "empty"}
@@ -181,7 +164,7 @@ class Run:
                 data[f"{what:,} keys"] = self._folder / name
         self.results.add(starting.clean_starts(data, min(plan.pace.rounds, 3)))
 
-    def _measure_replicas(self) -> None:
+    def measure_replicas(self) -> None:
         folder, rounds, seconds = self._folder / "replicas", self.plan.replica_rounds, self.plan.pace.seconds
         folder.mkdir()
         with kvnode(folder / "solo", "--name", "solo") as solo:
@@ -206,14 +189,14 @@ class Run:
         self._compare("full-sync", found, "MB/s", "cp -r + socket")
         shutil.rmtree(folder)
 
-    def _measure_overload(self) -> None:
+    def measure_overload(self) -> None:
         for kind in ("put", "get"):
             data = self._folder / f"overload-{kind}"
             self.results.add(overload.curve(data, kind, self._noop_url, self.plan.overload))
         connections = 10 * serving.CONNECTIONS
         self.results.add(overload.lost_when_killed(self._folder / "overload-killed", connections, 2.0))
 
-    def _measure_native(self) -> None:
+    def measure_native(self) -> None:
         with kvnode(self._folder / "native") as node:
             native.write_all(node)
             for measure in (native.measure_puts, native.measure_gets):
@@ -221,7 +204,7 @@ class Run:
                 found.ours, found.title = native.FRAMES, f"native path, {found.title}"
                 self.results.add(found)
 
-    def _measure_growth(self) -> None:
+    def measure_growth(self) -> None:
         sizes = growth.SIZES if self.plan is not QUICK else growth.SIZES[:3]
         pace = Pace(rounds=3, seconds=self.plan.pace.seconds)
         self.results.add(growth.growth(self._folder / "growth", sizes, pace, self.say))
@@ -230,6 +213,22 @@ class Run:
         """Keep what one of the other benchmarks found."""
         sides = {OURS: Series(found.ours), theirs: Series(found.theirs)}
         self.results.add(Measure(name, found.name, unit, sides))
+
+
+#: The parts of a run, in their order.
+PARTS: dict[str, Callable[[Run], None]] = {
+    "disk": Run.measure_disk,
+    "put": Run.measure_puts,
+    "get": Run.measure_gets,
+    "cold": Run.measure_cold_gets,
+    "batch": Run.measure_batches,
+    "range": Run.measure_ranges,
+    "start": Run.measure_starts,
+    "replicas": Run.measure_replicas,
+    "overload": Run.measure_overload,
+    "native": Run.measure_native,
+    "growth": Run.measure_growth,
+}
 
 
 def write(results: Results, out: Path, *, summary: bool) -> str:
@@ -280,26 +279,24 @@ def parse_arguments(parts: list[str]) -> argparse.Namespace:
 
 def main() -> None:
     """Measure, write, and print the report."""
+    given = parse_arguments(list(PARTS))
     if shutil.which("wrk") is None:
         sys.exit("the HTTP benchmarks need wrk: apt-get install wrk")
-    results = Results({}, {})
-    given: Any = None
+    plan = make_plan(given)
+    given.out.mkdir(parents=True, exist_ok=True)
+    results = Results({"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}, {})
     with ExitStack() as stack:
-        run = Run(DEFAULT, Path(), results, stack)
-        given = parse_arguments(list(run.parts))
-        plan = make_plan(given)
-        given.out.mkdir(parents=True, exist_ok=True)
         parent = given.data or given.out
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="data-", dir=parent)))
-        run = Run(plan, folder, results, stack)
-        results.machine |= {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())} | machine.describe(folder)
-        results.machine["load before"] = machine.load_average()
+        results.machine |= machine.describe(folder)
+        results.machine["load average before (1, 5 min)"] = machine.load_average()
         results.settings |= {
             "plan": plan.name,
             "rounds": plan.pace.rounds,
             "seconds a side and round": plan.pace.seconds,
             "connections": serving.CONNECTIONS,
         }
+        run = Run(plan, folder, results, stack)
         began_s = time.monotonic()
         for name in given.parts:
             run.measure(name)
