@@ -67,7 +67,7 @@ def send_batches(host: str, port: int, bodies: list[bytes]) -> float:
         thread.join()
     taken = time.perf_counter() - started
     if failures:
-        sys.exit(failures[0])
+        raise RuntimeError(failures[0])
     return len(bodies) * ITEMS / taken
 
 

@@ -63,6 +63,10 @@ end
 """
 
 
+class NotAnswered(Exception):
+    """A load was not answered as it should be; what it measured means nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What one round of wrk measured.
@@ -154,10 +158,14 @@ def measure(url: str, *, script: str = "", connections: int = 64, seconds: float
 
 
 def wrk(url: str, *, script: str | None = None, connections: int = 64, seconds: float = 3.0) -> Load:
-    """As `measure`; an answer that is not as it should be ends the benchmark."""
+    """As `measure`, for a load whose every answer has to be as it should be.
+
+    Raises:
+        NotAnswered: one was not.
+    """
     load = measure(url, script=script or "", connections=connections, seconds=seconds)
     if load.objection is not None:
-        sys.exit(f"the load on {url} was not answered as it should be: {load.objection}")
+        raise NotAnswered(f"the load on {url} was not answered as it should be: {load.objection}")
     return load
 
 

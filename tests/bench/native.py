@@ -26,7 +26,7 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.harness import TABLE_HEAD, Comparison, kvnode
-from bench.load import Load, from_pool, http_request, wrk
+from bench.load import Load, NotAnswered, from_pool, http_request, wrk
 from bench.results import Measure, take_turns
 
 from kvnode.cli.client import Client, JsonText, NativeClient
@@ -117,7 +117,7 @@ class Frames:
             if stop > end:
                 break
             if data[at + 5] != self._answer or data[stop - 3 : stop] != _FINE:
-                sys.exit(f"an answer is not as it should be: {data[at:stop]!r}")
+                raise NotAnswered(f"an answer is not as it should be: {data[at:stop]!r}")
             at = stop
             count += 1
         return count, data[at:]
@@ -222,13 +222,6 @@ def write_all(node: NodeProcess) -> None:
             await client.batch({key_of(number): JsonText.trusted(VALUE) for number in range(KEYS)})
 
     uvloop.run(run())
-
-
-def compare(folder: Path, rounds: int, seconds: float) -> Comparison:
-    """The native path and REST, each with one connection, for hot gets: of gets and puts the smaller ratio."""
-    with kvnode(folder) as node:
-        write_all(node)
-        return _compared(measure_gets(node, rounds, seconds), FRAMES, REST)
 
 
 def _compared(found: Measure, ours: str, theirs: str) -> Comparison:

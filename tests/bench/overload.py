@@ -1,7 +1,8 @@
 """More connections than a node can serve: throughput, latency, refusals and memory as they grow, and what is kept.
 
 Clients are wrk's connections, each of which sends its next request as soon as the last one is answered, refused or not.
-The no-op application gets the same puts: what it loses with more connections is the load's and the kernel's part.
+The latencies are those of all answers, refusals included. The no-op application is asked for the same: what it loses
+with more connections is the load's and the kernel's part.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from bench import limits
 from bench.dialects import KVNODE, Dialect, fills, gets, puts
 from bench.filling import fill, resident_mib, wait_settled
 from bench.harness import kvnode
-from bench.load import from_pool, measure
+from bench.load import Load, from_pool, measure
 from bench.peers.servers import Peer, exchange
 from bench.results import OURS, Facts, Measure, take_turns
 
@@ -46,7 +45,7 @@ class Pace:
 
 
 @contextmanager
-def loaded(url: str, requests: Sequence[bytes], seconds: float) -> Iterator[Callable[[int], object]]:
+def loaded(url: str, requests: Sequence[bytes], seconds: float) -> Iterator[Callable[[int], Load]]:
     """What runs one round of these requests; they are made once."""
     with from_pool(requests) as script:
         yield lambda _: measure(url, script=script, connections=CONNECTIONS, seconds=seconds)
@@ -61,7 +60,7 @@ def durable_puts(node_url: str, noop_url: str, peers: Sequence[Peer], pace: Pace
     """Puts of random keys with values of 20 to 100 bytes."""
     with ExitStack() as stack:
 
-        def side(url: str, requests: list[bytes]) -> Callable[[int], object]:
+        def side(url: str, requests: list[bytes]) -> Callable[[int], Load]:
             return stack.enter_context(loaded(url, requests, pace.seconds))
 
         ours = puts(KVNODE, PUT_KEYS, 1)
@@ -82,7 +81,7 @@ def hot_gets(node_url: str, noop_url: str, peers: Sequence[Peer], pace: Pace) ->
         _put_all(peer.url, peer.dialect)
     with ExitStack() as stack:
 
-        def side(url: str, dialect: Dialect) -> Callable[[int], object]:
+        def side(url: str, dialect: Dialect) -> Callable[[int], Load]:
             return stack.enter_context(loaded(url, gets(dialect, HOT_KEYS, 2), pace.seconds))
 
         sides = {
@@ -94,7 +93,7 @@ def hot_gets(node_url: str, noop_url: str, peers: Sequence[Peer], pace: Pace) ->
 
 
 def _put_all(url: str, dialect: Dialect) -> None:
-    """Put every hot key, and see that it is there."""
+    """Put every hot key."""
     for request in fills(dialect, HOT_KEYS):
         status, body = exchange(url, request)
         if status != 200:
@@ -113,7 +112,7 @@ def cold_gets(data: Path, noop_url: str, keys: int, pace: Pace) -> tuple[Measure
     with kvnode(data, *_SMALL_CACHES) as node:
         memory: list[float] = []
 
-        def ours(number: int) -> object:
+        def ours(number: int) -> Load:
             # Other keys in every round: what the last one read is in the kernel's cache, but not in the node's.
             with from_pool(gets(KVNODE, keys, 100 + number, _COLD_POOL)) as script:
                 found = measure(node.url, script=script, connections=CONNECTIONS, seconds=pace.seconds)
@@ -136,8 +135,3 @@ def disk_limits(folder: Path, seconds: float) -> Facts:
         for size in groups:
             figures[f"{size} a sync"].append(limits.synced_writes(folder, size, seconds))
     return Facts("disk", "write + fdatasync of records of 128 bytes", "records/s", figures)
-
-
-def median_rate(found: Measure, side: str) -> float:
-    """A side's rate."""
-    return statistics.median(found.sides[side].figures)

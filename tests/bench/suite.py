@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -18,13 +19,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import bulk, growth, machine, native, overload, replication, report, serving, starting
 from bench.harness import Comparison, kvnode, noop_server
-from bench.peers.servers import running_peers
+from bench.peers.servers import Peer, running_peers
 from bench.results import OURS, Facts, Measure, Results, Series
 from bench.serving import Pace
 from bench.targets import judge
@@ -46,8 +46,9 @@ class Plan:
         batches: of 1,000 items, in one round.
         segment_bytes: of the log that is replayed.
         log_entries: that a replica catches up with, at least.
-        replica_rounds: rounds of the replicas' measures.
+        replica_rounds: rounds of the measures of replicas and of the native path.
         overload: pace of the load beyond capacity, which has many points.
+        growth_sizes: keys at which a growing node is measured.
         limit_s: after this long no further part begins; growing takes what it takes.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     log_entries: int
     replica_rounds: int
     overload: Pace
+    growth_sizes: tuple[int, ...]
     limit_s: float
 
 
@@ -73,6 +75,7 @@ QUICK = Plan(
     log_entries=50_000,
     replica_rounds=1,
     overload=Pace(rounds=1, seconds=1.0),
+    growth_sizes=growth.SIZES[:3],
     limit_s=480,
 )
 DEFAULT = Plan(
@@ -85,6 +88,7 @@ DEFAULT = Plan(
     log_entries=200_000,
     replica_rounds=3,
     overload=Pace(rounds=2, seconds=3.0),
+    growth_sizes=growth.SIZES,
     limit_s=1800,
 )
 
@@ -127,7 +131,7 @@ class Run:
         return self._stack.enter_context(noop_server())
 
     @functools.cached_property
-    def _peers(self) -> list[Any]:
+    def _peers(self) -> list[Peer]:
         peers, missing = self._stack.enter_context(running_peers(self._folder))
         self.results.missing |= missing
         self.results.machine |= {peer.name: peer.version for peer in peers}
@@ -205,9 +209,8 @@ class Run:
                 self.results.add(found)
 
     def measure_growth(self) -> None:
-        sizes = growth.SIZES if self.plan is not QUICK else growth.SIZES[:3]
-        pace = Pace(rounds=3, seconds=self.plan.pace.seconds)
-        self.results.add(growth.growth(self._folder / "growth", sizes, pace, self.say))
+        pace = replace(self.plan.pace, rounds=3)
+        self.results.add(growth.growth(self._folder / "growth", self.plan.growth_sizes, pace, self.say))
 
     def _compare(self, name: str, found: Comparison, unit: str, theirs: str) -> None:
         """Keep what one of the other benchmarks found."""
@@ -280,6 +283,8 @@ def parse_arguments(parts: list[str]) -> argparse.Namespace:
 def main() -> None:
     """Measure, write, and print the report."""
     given = parse_arguments(list(PARTS))
+    # As ctrl-C does: what was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if shutil.which("wrk") is None:
         sys.exit("the HTTP benchmarks need wrk: apt-get install wrk")
     plan = make_plan(given)
