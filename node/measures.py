@@ -97,7 +97,11 @@ class NodeMetrics:
             accept: the Accept header; may be empty.
         """
         await self._look()
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):
+            # It asks for a version that is no number.
+            encode, content_type = choose_encoder("")
         families = _Families(list(self._registry.collect()))
         # Of a hundred replicas, the text takes ten times as long as the values: too long for the loop to stand still.
         return content_type, await asyncio.to_thread(encode, families)

@@ -115,11 +115,6 @@ class Connection(RequestHandler):
         """What serves this connection, until its end."""
         return self._task_handler
 
-    @property
-    def lost(self) -> asyncio.Future[None]:
-        """Done once the connection is lost; not to be cancelled."""
-        return self._lost
-
     # ---- from the transport ----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -102,10 +102,12 @@ class EventRoutes:
         return StreamedResponse(_HEAD, watcher, self._on_broken)
 
     def end(self) -> None:
-        """Show the last state, and end all streams."""
+        """Show the last state, and end all streams: those that are not taken, by breaking them off."""
         if not self._is_over and self._watchers:
             self.turn()
         self._is_over = True
+        for watcher in tuple(self._watchers):
+            watcher.abort_if_stuck()
         self._end_all()
 
     def turn(self) -> None:
@@ -178,8 +180,7 @@ class _Watcher:
         self._shown_tick: int | None = None
         self._is_ended = False
         self._changed = asyncio.Event()
-        self._lost = request.connection.lost
-        self._lost.add_done_callback(self._end_at_loss)
+        self._connection = request.connection
 
     def wake(self) -> None:
         """There is a new tick."""
@@ -189,6 +190,11 @@ class _Watcher:
         """There will be none any more."""
         self._is_ended = True
         self._changed.set()
+
+    def abort_if_stuck(self) -> None:
+        """Break the connection if the client has not taken what it was sent: it may be asleep."""
+        if self._connection.writing_paused:
+            self._connection.abort()
 
     async def next(self) -> bytes:
         is_first = self._shown_tick is None
@@ -209,11 +215,7 @@ class _Watcher:
         return b""
 
     async def aclose(self) -> None:
-        self._lost.remove_done_callback(self._end_at_loss)
         self._events.leave(self)
-
-    def _end_at_loss(self, _: asyncio.Future[None]) -> None:
-        self.end()
 
 
 def _seen_before(request: Request) -> Position | None:

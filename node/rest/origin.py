@@ -3,6 +3,9 @@
 A node asks nobody who they are, and takes any Content-Type. So without this, a page of any site that an operator
 visits could make the browser put and delete on a node that listens on the operator's machine. Browsers say where a
 request comes from; other clients say nothing, and nothing is asked of them.
+
+This is no help against a site whose name is made to lead to the node itself (DNS rebinding): for the browser, its pages
+are the node's own then. Against that it takes a proxy in front of the node that knows the names it answers to.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ def check_origin(request: Request) -> None:
     if site in _OWN:
         return
     # Older browsers, and those that are not sure of an address without TLS, name the origin alone.
-    if site is None and origin.partition("://")[2] == headers.get(hdrs.HOST):
+    host = origin.partition("://")[2]
+    if site is None and host and host == headers.get(hdrs.HOST):
         return
     raise CrossOrigin(origin[:200])

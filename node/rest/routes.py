@@ -19,7 +19,7 @@ Table: TypeAlias = Mapping[str, Mapping[str, Handler]]
 
 
 #: What stands behind the path of a route that is for all that begin with it.
-_PLACEHOLDERS = {"/read/": "{key}", "/assets/": "{file}"}
+_PLACEHOLDERS = {"/read/": "{key}", "/assets/": "{name}"}
 
 
 def template_of(path: str) -> str:

@@ -166,7 +166,11 @@ class Engine(Protocol):
         """
 
     def level0_files(self) -> int:
-        """How many level-0 tables wait for compaction (LevelDB blocks writers at 12); 0 when closed."""
+        """How many level-0 tables wait for compaction (LevelDB blocks writers at 12).
+
+        Raises:
+            EngineClosed.
+        """
 
     def close(self, timeout_s: float) -> bool:
         """Wait until no call is inside, then close; from the call on, new calls raise EngineClosed.

@@ -284,11 +284,8 @@ class LevelDbEngine:
             return applied.position
 
     def level0_files(self) -> int:
-        try:
-            with self._gate:
-                return int(self._db.get_property(b"leveldb.num-files-at-level0"))
-        except EngineClosed:
-            return 0
+        with self._gate:
+            return int(self._db.get_property(b"leveldb.num-files-at-level0"))
 
     def close(self, timeout_s: float) -> bool:
         """Wait until no call is inside, then close; from the call on, new calls raise EngineClosed.

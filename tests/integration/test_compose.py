@@ -396,6 +396,24 @@ def test_purge_touches_only_what_up_has_made(nodes: Nodes) -> None:
     assert all(bystander.exists() for bystander in bystanders)
 
 
+@pytest.mark.parametrize(
+    "ports",
+    [("5x", "7001"), ("5001", "70 1"), ("65534", "7001"), ("5001", "100000"), ("6001", "6003"), ("6003", "6001")],
+    ids=" ".join,
+)
+def test_ports_that_cannot_be_touch_nothing(nodes: Nodes, ports: tuple[str, str]) -> None:
+    done = subprocess.run(
+        [ROOT / "compose" / "up", "--data", nodes.data, "--http-port", ports[0], "--peer-port", ports[1]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "port" in done.stderr
+    assert not nodes.data.exists()
+
+
 @pytest.mark.parametrize("args", [["--dta", "x"], ["--data"], ["--data", ""], ["extra"]])
 @pytest.mark.parametrize("name", ["up", "down"])
 def test_unknown_argument_does_nothing(nodes: Nodes, name: str, args: list[str]) -> None:

@@ -187,6 +187,17 @@ def test_texts_and_strange_characters_are_stored_and_shown_as_they_are(browser: 
     page.check_quiet()
 
 
+@pytest.mark.parametrize("key", [".", ".."])
+def test_keys_that_are_steps_in_a_path_are_shown_too(browser: Browser, cluster: Cluster, key: str) -> None:
+    page = Page(browser, cluster.web1)
+    page.put(key, "[1.0]")
+    page.wait_text("#done", f"Put {key} as")
+    page.search(key)
+    page.click("#list button")
+    page.wait_text("#shown-value", "1.0")
+    page.check_quiet()
+
+
 def test_errors_are_told_in_words_and_nothing_is_written(browser: Browser, cluster: Cluster) -> None:
     page = Page(browser, cluster.web1)
     before = cluster.web1.status()["last_seq"]

@@ -132,6 +132,15 @@ async def test_who_the_node_is(parts: Parts) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "accept", ["text/plain;version=abc", "application/openmetrics-text;version=1..0", ";=;,", "*/*"]
+)
+async def test_any_accept_header_gets_an_answer(parts: Parts, accept: str) -> None:
+    content_type, body = await parts.metrics.render(accept)
+    assert content_type.startswith("text/plain")
+    assert b"kvnode_ready" in body
+
+
 async def test_whether_it_is_ready_and_may_write(parts: Parts) -> None:
     assert (await parts.values("kvnode_ready"), await parts.values("kvnode_fenced")) == ({(): 1}, {(): 0})
     parts.not_ready = Syncing("not yet")

@@ -166,7 +166,7 @@ export class KeyBrowser {
       return;
     }
     byId("shown-key").replaceChildren(visible(key));
-    setText(byId("shown-version"), this.shown.version);
+    setText(byId("shown-version"), this.shown.version || "–");
     setText(byId("shown-size"), bytes(sizeOf(this.shown.value)));
     this.showValue(false);
     byId("viewer").hidden = false;

@@ -64,6 +64,15 @@ export const remove = (key) => write("delete", JSON.stringify({ key }));
  * @returns {Promise<{value: string, version: string}>} the value's text as it is stored
  */
 export async function read(key) {
+  if (key === "." || key === "..") {
+    // A browser takes these for steps in the path, however they are escaped.
+    const wanted = { prefix: "", start: key, count: 1, maxCharacters: Infinity, signal: null };
+    const [item] = (await readRange(wanted)).items;
+    if (item?.key !== key) {
+      throw new NodeError("key_not_found", "no such key");
+    }
+    return { value: item.value, version: "" };
+  }
   const answer = await afterOwnWrites((query) => ask(`read/${encodeURIComponent(key)}${query}`));
   return { value: valueOf(await answer.text()).value, version: answer.headers.get("ETag").replaceAll('"', "") };
 }

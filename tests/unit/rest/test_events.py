@@ -298,6 +298,21 @@ async def test_a_stop_shows_the_last_state_and_waits_for_nobody(still: RestRig) 
         assert await stream.wire.at_end()
 
 
+async def test_a_stop_breaks_off_who_takes_nothing(still: RestRig) -> None:
+    """As a browser on a machine that sleeps does."""
+    still.node.padding = "." * 1_000_000
+    async with watching(still, receive_bytes=1 << 10):
+        (connection,) = still.front._connections()
+        async with asyncio.timeout(PATIENCE_S):
+            while not connection.writing_paused:
+                still.events.turn()
+                await turns(1)
+        still.front.stop_accepting()
+        async with asyncio.timeout(PATIENCE_S):
+            await still.front.close(3600.0)
+    assert still.events.watcher_count == 0
+
+
 async def test_a_node_that_stops_takes_no_new_watchers(still: RestRig) -> None:
     async with still.connect() as wire:
         assert (await wire.ask("GET", "/health")).status == 200

@@ -53,6 +53,14 @@ async def test_the_nodes_own_pages_and_other_clients_write(rig: RestRig, headers
     assert len(rig.store.writes) == 1
 
 
+async def test_no_host_is_nobodys_own(rig: RestRig) -> None:
+    async with rig.connect() as wire:
+        wire.send(
+            b"POST /put HTTP/1.1\r\nHost:\r\nOrigin: null\r\nContent-Length: 21\r\n\r\n" + b'{"key":"k","value":1}'
+        )
+        assert (await wire.answer("POST")).error["code"] == "cross_origin"
+
+
 async def test_reads_are_not_asked(rig: RestRig) -> None:
     """A browser keeps their answers from the page that made it ask."""
     headers = {"origin": "http://elsewhere.example", "sec_fetch_site": "cross-site"}

@@ -45,6 +45,26 @@ async def test_every_file_is_served_plain_and_compressed(rig: RestRig, path: str
     assert plain.headers["etag"] != packed.headers["etag"]
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/assets/dashboard.js"])
+async def test_a_browser_is_told_what_a_page_may_do(rig: RestRig, path: str) -> None:
+    answer = await rig.ask("GET", path)
+    known = await rig.ask("GET", path, if_none_match=answer.headers["etag"])
+    assert known.status == 304
+    for each in (answer, known):
+        assert each.headers["content-security-policy"].split("; ") == [
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+        ]
+        assert each.headers["x-content-type-options"] == "nosniff"
+        assert each.headers["referrer-policy"] == "no-referrer"
+
+
 @pytest.mark.parametrize("path", ["/", "/assets/favicon.svg"])
 async def test_a_file_that_the_browser_has_is_not_sent_again(rig: RestRig, path: str) -> None:
     etag = (await rig.ask("GET", path)).headers["etag"]
