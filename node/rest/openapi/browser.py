@@ -6,7 +6,14 @@ from kvnode.node.rest.openapi.operations import JSON, Json, answer, operation, w
 
 TAG = "pages"
 
-_HEADERS = ("ETag", "Cache-Control", "Vary")
+_HEADERS = (
+    "ETag",
+    "Cache-Control",
+    "Vary",
+    "Content-Security-Policy",
+    "X-Content-Type-Options",
+    "Referrer-Policy",
+)
 
 
 def browser_paths() -> Json:

@@ -43,6 +43,13 @@ HEADERS = {
     ),
     "Vary": _header("The header of the request that the answer depends on.", {"type": "string"}, "Accept"),
     "Cache-Control": _header("What a browser may keep.", {"type": "string"}, "no-cache"),
+    "Content-Security-Policy": _header(
+        "What a page may load, and who may frame it: nothing from elsewhere, and nobody.",
+        {"type": "string"},
+        "default-src 'none'; script-src 'self'",
+    ),
+    "X-Content-Type-Options": _header("A browser is not to guess types.", {"const": "nosniff"}, "nosniff"),
+    "Referrer-Policy": _header("A page does not say elsewhere where it is.", {"const": "no-referrer"}, "no-referrer"),
     "Content-Encoding": _header(
         "`gzip`, where the request's `Accept-Encoding` takes it.", {"const": "gzip"}, "gzip", required=False
     ),
