@@ -44,9 +44,12 @@ class ClientError(KvError):
         retry_after_s: how long a node asks to wait before another attempt, or None.
     """
 
-    url: str | None = None
     maybe_written: bool = False
     retry_after_s: float | None = None
+
+    def __init__(self, message: str, *, hint: str | None = None, url: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.url = url
 
 
 class ServerError(ClientError):
@@ -72,12 +75,11 @@ class ServerError(ClientError):
         position: Position | None = None,
     ) -> None:
         # `fields` may hold any name, so it cannot travel as keyword arguments.
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint, url=url)
         self.status = status
         self.code = code
         self.fields = fields or {}
         self.retry_after_s = retry_after_s
-        self.url = url
         self.position = position
         # 503 and 507 promise that nothing was written; so does every refusal of the request itself.
         self.maybe_written = status >= 500 and status not in {503, 507}
@@ -99,20 +101,12 @@ class Unreachable(ClientError):
 
     code = "unreachable"
 
-    def __init__(self, message: str, *, hint: str | None = None, url: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.url = url
-
 
 class Unanswered(ClientError):
     """The request was sent and no whole answer came back; a write may or may not have happened."""
 
     code = "unanswered"
     maybe_written = True
-
-    def __init__(self, message: str, *, hint: str | None = None, url: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.url = url
 
 
 class BadAnswer(ClientError):
@@ -122,13 +116,12 @@ class BadAnswer(ClientError):
     #: A proxy in between may have passed the request on.
     maybe_written = True
 
-    def __init__(self, message: str, *, hint: str | None = None, url: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.url = url
-
 
 class NoNodeAvailable(ClientError):
     """None of several nodes could do what was asked; a write certainly did not happen.
+
+    Args:
+        count: how many nodes there are, also where the time was over before all were asked; None for those that failed.
 
     Attributes:
         failures: the last failure of each node that was asked, by its URL, in the order in which they were asked.
@@ -136,10 +129,12 @@ class NoNodeAvailable(ClientError):
 
     code = "no_node_available"
 
-    def __init__(self, failures: Mapping[str, ClientError]) -> None:
+    def __init__(self, failures: Mapping[str, ClientError], count: int | None = None) -> None:
         reasons = "; ".join(f"{url}: {error.message} ({error.code})" for url, error in failures.items())
         hints = dict.fromkeys(error.hint for error in failures.values() if error.hint)
-        super().__init__(f"none of {len(failures)} nodes could do it: {reasons}", hint="; ".join(hints) or None)
+        asked, count = len(failures), count or len(failures)
+        rest = f", with time to ask only {asked}" if asked < count else ""
+        super().__init__(f"none of {count} nodes could do it{rest}: {reasons}", hint="; ".join(hints) or None)
         self.failures = dict(failures)
         self.retry_after_s = max((error.retry_after_s or 0.0 for error in failures.values()), default=0.0) or None
 

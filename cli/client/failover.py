@@ -36,6 +36,10 @@ NOTHING_DONE = frozenset({"overloaded", "draining", "syncing", "no_primary", "no
 _AVOID_S = 5.0
 
 _CONNECT_S = 5.0
+
+#: By how much a timer may be early.
+_CLOCK_S = 0.001
+
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 
@@ -125,7 +129,8 @@ class FailOver:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._nodes = Nodes(urls)
-        self._is_alone = len(urls) == 1
+        self._count = len(urls)
+        self._is_alone = self._count == 1
         self._timeout_s = timeout_s
         self._node_timeout_s = node_timeout_s
         self._retries = retries
@@ -163,14 +168,17 @@ class FailOver:
             order = self._nodes.in_order(self._clock())
             may_go_on = most_rounds is None or rounds < most_rounds
             for place, url in enumerate(order):
+                limits = self._limits(deadline, len(order) - place, is_read=is_read)
+                began = self._clock()
                 try:
-                    result = await attempt(url, self._limits(deadline, len(order) - place, is_read=is_read))
+                    result = await attempt(url, limits)
                 except ClientError as error:
                     what = after(error, is_read=is_read)
                     self._note(url, error, what)
                     if what is Next.RAISE:
                         raise
-                    failures[url] = error
+                    if url not in failures or not self._was_cut_short(error, limits, self._clock() - began):
+                        failures[url] = error
                     may_go_on &= what is Next.AGAIN
                     if self._clock() >= deadline:
                         break
@@ -189,7 +197,13 @@ class FailOver:
         share_s = left_s / untried
         # A write that was sent is waited for to the end: no other node may be asked.
         answer_s = min(share_s, self._node_timeout_s) if is_read and not self._is_alone else left_s
-        return Limits(deadline, min(_CONNECT_S, share_s), answer_s, self._timeout_s)
+        return Limits(deadline, share_s, min(_CONNECT_S, share_s), answer_s, self._timeout_s)
+
+    def _was_cut_short(self, error: ClientError, limits: Limits, took_s: float) -> bool:
+        """Whether an attempt failed only as the call's time was nearly over: that tells nothing about the node."""
+        given_s = min(limits.begin_s, limits.answer_s)
+        is_of_time = isinstance(error, Unreachable | Unanswered) and took_s >= given_s - _CLOCK_S
+        return is_of_time and (self._is_alone or given_s < self._node_timeout_s)
 
     def _note(self, url: str, error: ClientError, what: Next) -> None:
         """Remember what an error says about the node."""
@@ -210,4 +224,4 @@ class FailOver:
             # That the others did not know better does not make it less true.
             if self._is_alone or isinstance(error, HistoryLost):
                 return error
-        return NoNodeAvailable(failures)
+        return NoNodeAvailable(failures, self._count)

@@ -17,6 +17,7 @@ import io
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from enum import Enum
 from types import SimpleNamespace, TracebackType
 from typing import NamedTuple, Self
 
@@ -24,6 +25,7 @@ import aiohttp
 from yarl import URL
 
 from kvnode.cli.client.answers import error_of_answer, not_kvnode
+from kvnode.cli.client.resolving import Resolver
 from kvnode.cli.errors import Unanswered, Unreachable
 
 NDJSON = "application/x-ndjson"
@@ -32,6 +34,7 @@ NDJSON = "application/x-ndjson"
 _KEEPALIVE_S = 15.0
 
 _UNREACHABLE_HINT = "is the node running? `kvnode start` starts one; --url or KVNODE_URL names another"
+_LOOK_UP_HINT = "do name servers answer? `getent hosts NAME` asks them; an IP address in the URL needs none"
 _CROWDED_HINT = "more `connections` or a longer timeout help where many requests are in flight"
 
 
@@ -58,12 +61,15 @@ class Limits(NamedTuple):
 
     Attributes:
         deadline: of the whole request up to its answer's head, on the event loop's clock.
+        begin_s: longest time until the request is being sent: for a free connection, or for its host's address and a
+            new one.
         connect_s: longest wait for one connection to be made.
         answer_s: longest wait for the answer, or for the head of a streamed one, once the request is being sent.
         silence_s: longest wait for the next piece of a streamed answer.
     """
 
     deadline: float
+    begin_s: float
     connect_s: float
     answer_s: float
     silence_s: float
@@ -137,8 +143,14 @@ class Transport:
     async def __aenter__(self) -> Self:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_note_sending)
+        trace.on_connection_queued_start.append(_note_waiting)
+        trace.on_connection_queued_end.append(_note_connecting)
+        trace.on_dns_resolvehost_start.append(_note_looking_up)
+        trace.on_dns_resolvehost_end.append(_note_connecting)
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._connections, keepalive_timeout=_KEEPALIVE_S),
+            connector=aiohttp.TCPConnector(
+                limit=0, limit_per_host=self._connections, keepalive_timeout=_KEEPALIVE_S, resolver=Resolver()
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             trace_configs=[trace],
         )
@@ -184,7 +196,7 @@ class Transport:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         timeouts = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s, sock_read=silence_s)
-        timeout = asyncio.timeout_at(limits.deadline)
+        timeout = asyncio.timeout_at(min(limits.deadline, asyncio.get_running_loop().time() + limits.begin_s))
         sending = _Sending(timeout, limits)
         try:
             async with (
@@ -208,7 +220,15 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             if sending.has_begun:
                 raise _unanswered(url, error, limits, request.unanswered) from error
-            raise _unreachable(url, error) from error
+            raise _unreachable(url, error, sending.step) from error
+
+
+class _Step(Enum):
+    """What a request waits for before it is sent."""
+
+    FREE_CONNECTION = "free connection"
+    LOOK_UP = "look-up"
+    CONNECTING = "connecting"
 
 
 class _Sending:
@@ -216,10 +236,12 @@ class _Sending:
 
     Attributes:
         has_begun: whether a byte of it may have been sent.
+        step: what it waits for, or waited for last, before that.
     """
 
     def __init__(self, timeout: asyncio.Timeout, limits: Limits) -> None:
         self.has_begun = False
+        self.step = _Step.CONNECTING
         self._timeout = timeout
         self._limits = limits
 
@@ -227,8 +249,7 @@ class _Sending:
         """From now on it is the node's answer that is waited for, not a connection."""
         self.has_begun = True
         due = asyncio.get_running_loop().time() + self._limits.answer_s
-        if due < self._limits.deadline:
-            self._timeout.reschedule(due)
+        self._timeout.reschedule(min(due, self._limits.deadline))
 
 
 async def _note_sending(
@@ -237,9 +258,34 @@ async def _note_sending(
     context.trace_request_ctx.begin()
 
 
-def _unreachable(url: str, error: Exception) -> Unreachable:
-    if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-        return Unreachable(f"no connection to {url} was free in time", hint=_CROWDED_HINT, url=url)
+async def _note_waiting(
+    session: aiohttp.ClientSession, context: SimpleNamespace, parameters: aiohttp.TraceConnectionQueuedStartParams
+) -> None:
+    context.trace_request_ctx.step = _Step.FREE_CONNECTION
+
+
+async def _note_looking_up(
+    session: aiohttp.ClientSession, context: SimpleNamespace, parameters: aiohttp.TraceDnsResolveHostStartParams
+) -> None:
+    context.trace_request_ctx.step = _Step.LOOK_UP
+
+
+async def _note_connecting(
+    session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    parameters: aiohttp.TraceConnectionQueuedEndParams | aiohttp.TraceDnsResolveHostEndParams,
+) -> None:
+    context.trace_request_ctx.step = _Step.CONNECTING
+
+
+def _unreachable(url: str, error: Exception, step: _Step) -> Unreachable:
+    if isinstance(error, TimeoutError):
+        match step:
+            case _Step.FREE_CONNECTION:
+                return Unreachable(f"no connection to {url} was free in time", hint=_CROWDED_HINT, url=url)
+            case _Step.LOOK_UP:
+                message = f"the address of the host of {url} was not found in time"
+                return Unreachable(message, hint=_LOOK_UP_HINT, url=url)
     return Unreachable(f"cannot connect to {url}: {_reason(error)}", hint=_UNREACHABLE_HINT, url=url)
 
 
@@ -259,6 +305,6 @@ def _reason(error: Exception) -> str:
         if cause.errno is not None and cause.errno > 0:
             return os.strerror(cause.errno)
         return cause.strerror or str(cause)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
+    if isinstance(error, TimeoutError):
         return "timed out"
     return str(error) or type(error).__name__

@@ -7,7 +7,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, closing
 from typing import Self
 
@@ -25,6 +25,20 @@ async def two_nodes(**options: float) -> AsyncIterator[tuple[StubServer, StubSer
             stub.records["k"] = (1, "1")
             stub.seq = 1
         yield a, b, client
+
+
+@pytest.fixture
+def silent_name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Look-ups of names take until this is set."""
+    release = threading.Event()
+
+    def wait(*args: object, **more: object) -> list[object]:
+        assert release.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    yield release
+    release.set()
 
 
 def nobodys_url() -> str:
@@ -112,6 +126,32 @@ async def test_a_read_of_a_silent_node_goes_to_the_next() -> None:
             async with Client(urls, node_timeout_s=0.05) as client:
                 await READS[route](client)
             assert count(stub, route)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_what_waits_in_vain_for_a_connection_goes_to_the_next_node(is_read: bool) -> None:
+    async with two_nodes(connections=1, timeout_s=1, node_timeout_s=10) as (a, b, client):
+        a.open.clear()
+        filler = asyncio.create_task(client.batch({"filler": 1}))
+        await a.arrived.acquire()
+        await (client.get("k") if is_read else client.delete("k"))
+        assert (len(a.requests), len(b.requests)) == (1, 1)
+        with pytest.raises(Unanswered):
+            await filler
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_a_node_whose_name_nobody_resolves_is_passed_over(
+    is_read: bool, silent_name_server: threading.Event
+) -> None:
+    async with StubServer() as stub, Client("http://kv.example:1", stub.url, timeout_s=1, retries=0) as client:
+        stub.records["k"] = (1, "1")
+        await (client.get("k") if is_read else client.delete("k"))
+        assert len(stub.requests) == 1
+    async with Client("http://kv.example:1", timeout_s=0.2) as client:
+        with pytest.raises(Unreachable, match=r"address of the host of .* was not found") as caught:
+            await client.put("k", 1)
+        assert "name servers" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("route", WRITES)

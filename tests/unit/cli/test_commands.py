@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import version
@@ -400,6 +401,19 @@ def test_every_failure_is_one_error_and_exit_code_1(
     assert error.startswith("error: ")
     assert error.endswith("(dump_incomplete)" if (name, code) == ("dump", "unanswered") else f"({code})")
     assert all(line.startswith("hint: ") for line in hint)
+
+
+def test_the_time_limit_holds_while_no_name_server_answers() -> None:
+    code = (
+        "import socket, threading; socket.getaddrinfo = lambda *args, **more: threading.Event().wait(30);"
+        "from kvnode.cli.__main__ import main; main(['get', 'x', '--url', 'http://kv.example:1', '--timeout', '0.2'])"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert time.monotonic() - began < 20
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the address of the host of http://kv.example:1 was not found in time")
+    assert "Traceback" not in done.stderr
 
 
 def test_an_error_in_json_has_the_form_of_rest(kvnode: Kvnode, stub: StubServer) -> None:

@@ -175,9 +175,40 @@ async def test_a_call_ends_with_its_time() -> None:
 async def test_a_call_whose_time_is_over_asks_no_other_node() -> None:
     rig = Rig({A: [CUT], B: ["b"]})
     rig.takes = lambda limits: 30.0
-    with pytest.raises(NoNodeAvailable):
+    with pytest.raises(NoNodeAvailable, match="none of 2 nodes could do it, with time to ask only 1: http://a: "):
         await rig.call()
     assert rig.asked == [A]
+
+
+async def test_an_attempt_that_the_calls_end_cut_short_does_not_hide_why_those_before_failed() -> None:
+    lagging = server_error(503, "not_caught_up")
+    rig = Rig({A: [lagging, CUT]}, timeout_s=3)
+    rig.takes = lambda limits: 1.0 if len(rig.asked) == 1 else limits.answer_s
+    with pytest.raises(ServerError) as caught:
+        await rig.call()
+    assert (caught.value, rig.asked) == (lagging, [A, A])
+
+
+async def test_each_node_keeps_its_reason_where_the_last_round_is_cut_short() -> None:
+    lagging = server_error(503, "not_caught_up")
+    rig = Rig({A: [lagging, CUT], B: [BUSY, NOBODY]}, timeout_s=9)
+    rig.takes = lambda limits: 1.0 if len(rig.asked) <= 2 else limits.answer_s
+    with pytest.raises(NoNodeAvailable) as caught:
+        await rig.call()
+    assert caught.value.failures == {A: lagging, B: BUSY}
+    assert len(rig.asked) == 4
+
+
+async def test_a_node_that_had_its_time_and_was_silent_is_said_to_be() -> None:
+    rig = Rig({A: [BUSY, CUT], B: [NOBODY]}, timeout_s=60, retries=1)
+    rig.takes = lambda limits: 0.0 if len(rig.asked) <= 2 else 5.0
+    with pytest.raises(NoNodeAvailable) as caught:
+        await rig.call()
+    assert caught.value.failures == {A: CUT, B: NOBODY}
+    # Nor does it matter how much time there was where a connection broke.
+    rig = Rig({A: [BUSY, CUT]}, timeout_s=8, retries=1)
+    with pytest.raises(Unanswered):
+        await rig.call()
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -270,8 +301,8 @@ async def test_each_node_has_its_share_of_a_reads_time() -> None:
 async def test_a_single_node_and_a_write_have_all_the_time() -> None:
     rig = Rig({A: ["a"]})
     await rig.call()
-    assert rig.limits == [Limits(1030.0, 5.0, 30.0, 30.0)]
+    assert rig.limits == [Limits(1030.0, 30.0, 5.0, 30.0, 30.0)]
     rig = Rig({A: [NOBODY], B: ["b"]}, timeout_s=8)
     rig.takes = lambda limits: limits.connect_s
     await rig.call(is_read=False)
-    assert rig.limits == [Limits(1008.0, 4.0, 8.0, 8.0), Limits(1008.0, 4.0, 4.0, 8.0)]
+    assert rig.limits == [Limits(1008.0, 4.0, 4.0, 8.0, 8.0), Limits(1008.0, 4.0, 4.0, 4.0, 8.0)]
