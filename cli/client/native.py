@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -17,11 +17,12 @@ from kvnode.cli.errors import PeerSilent, Refused, ServerError, Unanswered, Unre
 from kvnode.cli.peer import WELCOME_TIMEOUT_S, check_welcome, make_hello, open_socket
 from kvnode.node.config import Address
 from kvnode.node.rest.errors import STATUS_OF_CODE
-from kvnode.protocol.codec import FrameDecoder, encode
+from kvnode.protocol.codec import FrameDecoder, encode, encode_trusted
 from kvnode.protocol.errors import KvError, RemoteProtocolError
 from kvnode.protocol.messages import (
     FEATURE_READ,
     Error,
+    FrameType,
     Message,
     Purpose,
     Read,
@@ -40,6 +41,9 @@ SCHEME = "kv://"
 #: How long a node waits for replicas, and for an entry, unless told otherwise: as long as over REST.
 _ACK_TIMEOUT_S = 5.0
 _WAIT_S = 1.0
+
+#: Reads that `get_many` makes one call of.
+_PART = 64
 
 #: How exact the end of a call's time is.
 _SWEEP_S = 0.25
@@ -187,6 +191,29 @@ class NativeClient:
             Refused: the node is of a release that cannot be read over its peer port; nothing was sent.
             ClientError: as for writes.
         """
+        (record,) = await self._read([_key(key)], position, wait_s)
+        return record
+
+    async def get_many(
+        self, keys: Iterable[str], *, position: Position | None = None, wait_s: float = _WAIT_S
+    ) -> list[Record | None]:
+        """Read `keys`, each as `get` does, and return what there is in their order.
+
+        It costs this process half of what so many calls of `get` cost. Each read is for itself: they show no single
+        state of the data. Up to 64 of them count as one call.
+
+        Args:
+            position: as for `get`, and so is `wait_s`.
+
+        Raises:
+            ClientError: as `get`, of the first read that failed.
+        """
+        names = list(map(_key, keys))
+        parts = [names[first : first + _PART] for first in range(0, len(names), _PART)]
+        found = await asyncio.gather(*[self._read(part, position, wait_s) for part in parts])
+        return [record for part in found for record in part]
+
+    async def _read(self, keys: Sequence[bytes], position: Position | None, wait_s: float) -> list[Record | None]:
         if FEATURE_READ not in self.welcome.features:
             raise Refused(
                 "unsupported",
@@ -194,8 +221,20 @@ class NativeClient:
                 hint="update the node, or read over REST",
             )
         epoch, seq = position or (Epoch(0), 0)
-        name, wait_ms = _key(key), round(wait_s * 1000)
-        result = await self._link.ask(lambda number: Read(number, name, epoch, seq, wait_ms), ReadResult)
+        wait_ms = round(wait_s * 1000)
+
+        def encode_all(first_id: int) -> bytes:
+            # All but their keys is the same in all of them, so the first one is checked for all.
+            first = encode(Read(first_id, keys[0], epoch, seq, wait_ms))
+            others = [
+                encode_trusted(FrameType.READ, number, key, epoch, seq, wait_ms)
+                for number, key in enumerate(keys[1:], first_id + 1)
+            ]
+            return b"".join([first, *others])
+
+        return [self._record(result) for result in await self._link.ask_all(encode_all, len(keys), ReadResult)]
+
+    def _record(self, result: ReadResult) -> Record | None:
         if result.error_code is not None:
             raise self._error(result.error_code, result.error_message, result.error_fields, None)
         if result.value is None:
@@ -222,27 +261,39 @@ class NativeClient:
 
 
 class _Call:
-    """A request on its way.
+    """Requests with consecutive ids that were made together and are on their way.
 
     Attributes:
-        answer: resolves with the result.
-        end_by: when its time is up, by the loop's clock.
-        is_sent: whether the transport has it.
+        ids: of the requests.
+        ended: resolves when all are answered.
+        end_by: when their time is up, by the loop's clock.
+        is_sent: whether the transport has them.
+        results: in the order of the requests; None where there is none yet.
     """
 
-    __slots__ = ("answer", "end_by", "is_sent")
+    __slots__ = ("_left", "end_by", "ended", "ids", "is_sent", "results")
 
-    def __init__(self, answer: asyncio.Future[Any], end_by: float) -> None:
-        self.answer = answer
+    def __init__(self, ids: range, ended: asyncio.Future[None], end_by: float) -> None:
+        self.ids = ids
+        self.ended = ended
         self.end_by = end_by
         self.is_sent = False
+        self.results: list[Message | None] = [None] * len(ids)
+        self._left = len(ids)
+
+    def take(self, result: ReadResult | WriteResult | StatusResult) -> None:
+        """Keep a result, the first one of its request."""
+        self.results[result.request_id - self.ids.start] = result
+        self._left -= 1
+        if not self._left and not self.ended.done():
+            self.ended.set_result(None)
 
     def fail(self, error: KvError) -> None:
         """End it, unless it has ended."""
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        if not self.ended.done():
+            self.ended.set_exception(error)
             # Whoever called may have been cancelled in this turn: an error that nobody fetches is no event.
-            self.answer.exception()
+            self.ended.exception()
 
 
 class _Connection(asyncio.Protocol):
@@ -256,7 +307,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._welcome: asyncio.Future[Message | None] = self._loop.create_future()
         self._next_id = 1
-        #: by request id: sent or about to be, and not answered
+        #: by request id: of the requests that are sent or about to be, and not answered
         self._calls: dict[int, _Call] = {}
         #: frames of this turn of the loop, with their calls: a transport would make a system call of each
         self._unsent: list[tuple[_Call, bytes]] = []
@@ -274,31 +325,43 @@ class _Connection(asyncio.Protocol):
         return await self._welcome
 
     async def ask(self, make: Callable[[int], Message], kind: type[_T]) -> _T:
-        """Send a request and return its result.
+        """Send a request and return its result; see `ask_all`.
 
         Args:
-            make: the frame, given its request id.
-            kind: of the result.
+            make: the message, given its request id.
+        """
+        (result,) = await self.ask_all(lambda number: encode(make(number)), 1, kind)
+        return result
+
+    async def ask_all(self, make: Callable[[int], bytes], count: int, kind: type[_T]) -> list[_T]:
+        """Send requests together and return their results, in the order of the requests.
+
+        Args:
+            make: their frames, given the request id of the first; the others have those that follow.
+            count: of the requests.
+            kind: of the results.
 
         Raises:
-            Unreachable: it was not sent.
-            Unanswered: it was, and is not answered.
-            LocalProtocolError: the format does not allow it; it was not sent.
+            Unreachable: they were not sent.
+            Unanswered: they were, and not all are answered.
+            LocalProtocolError: the format does not allow one; none was sent.
         """
         end_by = self._loop.time() + self._timeout_s
         await self._take_slot(end_by)
-        number = self._next_id
-        self._next_id += 1
+        ids = range(self._next_id, self._next_id + count)
+        self._next_id = ids.stop
         try:
-            call = self._send(number, make(number), end_by)
-            answer = await call.answer
+            call = self._send(ids, make(ids.start), end_by)
+            await call.ended
         finally:
-            self._calls.pop(number, None)
+            for number in ids:
+                self._calls.pop(number, None)
             self._slots.release()
-        if not isinstance(answer, kind):
-            self.close(f"{type(answer).__name__} came where {kind.__name__} was expected")
+        results = [result for result in call.results if isinstance(result, kind)]
+        if len(results) < count:
+            self.close(f"something else than {kind.__name__} came for a request")
             raise Unanswered(f"{self._url} answered something else than what it was asked", url=self._url)
-        return answer
+        return results
 
     def close(self, reason: str = "this client was closed") -> None:
         """Send no more, and give up what is not answered."""
@@ -330,14 +393,15 @@ class _Connection(asyncio.Protocol):
             message = f"{self._url} takes no more requests: this one was not sent within {self._timeout_s:g} s"
             raise Unreachable(message, url=self._url) from None
 
-    def _send(self, number: int, message: Message, end_by: float) -> _Call:
+    def _send(self, ids: range, frames: bytes, end_by: float) -> _Call:
         if self._reason is not None:
             raise self._not_sent()
-        frame = encode(message)
-        call = self._calls[number] = _Call(self._loop.create_future(), end_by)
+        call = _Call(ids, self._loop.create_future(), end_by)
+        for number in ids:
+            self._calls[number] = call
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append((call, frame))
+        self._unsent.append((call, frames))
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(_SWEEP_S, self._sweep)
         return call
@@ -347,7 +411,7 @@ class _Connection(asyncio.Protocol):
         if unsent and self._transport is not None:
             for call, _ in unsent:
                 call.is_sent = True
-            self._transport.write(b"".join([frame for _, frame in unsent]))
+            self._transport.write(b"".join([frames for _, frames in unsent]))
 
     # ---- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -370,10 +434,10 @@ class _Connection(asyncio.Protocol):
     def _take(self, message: Message) -> None:
         match message:
             case ReadResult() | WriteResult() | StatusResult():
-                call = self._calls.get(message.request_id)
+                call = self._calls.pop(message.request_id, None)
                 # There is none when its time was up, or it was cancelled.
-                if call is not None and not call.answer.done():
-                    call.answer.set_result(message)
+                if call is not None:
+                    call.take(message)
             case Error(code, text) if self._welcome.done():
                 self._end(f"{code}: {text}")
             case _ if not self._welcome.done():

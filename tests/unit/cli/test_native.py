@@ -133,6 +133,49 @@ async def test_reads() -> None:
         assert await reading is None
 
 
+async def test_many_reads_in_one_call() -> None:
+    async with scene() as at:
+        reading = begin(at.client.get_many((f"k{number}" for number in range(150)), position=Position(EPOCH, 3)))
+        asked = [await at.taken(Read) for _ in range(150)]
+        assert [(each.key, each.min_epoch, each.min_seq, each.wait_ms) for each in asked] == [
+            (b"k%d" % number, EPOCH, 3, 1000) for number in range(150)
+        ]
+        assert len({each.request_id for each in asked}) == 150
+        for each in reversed(asked):
+            value = None if each.key == b"k7" else b'"%b"' % each.key
+            seq = 0 if value is None else 5
+            at.node.send(ReadResult(each.request_id, EPOCH, seq, value, EPOCH, 9, None, None, None))
+            # A second answer to the same request is nobody's.
+            at.node.send(ReadResult(each.request_id, EPOCH, 5, b'"again"', EPOCH, 9, None, None, None))
+        found = await reading
+        assert [each and each.value for each in found] == [
+            None if number == 7 else f"k{number}" for number in range(150)
+        ]
+        assert await at.client.get_many([]) == []
+
+
+async def test_one_of_many_reads_that_fails() -> None:
+    async with scene() as at:
+        reading = begin(at.client.get_many(["a", "b"]))
+        first, second = await at.taken(Read), await at.taken(Read)
+        nothing = (Epoch(0), 0, None, Epoch(0), 0)
+        at.node.send(ReadResult(second.request_id, *nothing, "syncing", "later", None))
+        await turns(5)
+        assert not reading.done()
+        at.node.send(ReadResult(first.request_id, EPOCH, 1, b"1", EPOCH, 1, None, None, None))
+        assert (await failure_of(reading)).code == "syncing"
+
+
+async def test_many_reads_that_are_cut_are_unanswered() -> None:
+    async with scene() as at:
+        reading = begin(at.client.get_many(["a", "b"]))
+        first = await at.taken(Read)
+        at.node.send(ReadResult(first.request_id, EPOCH, 1, b"1", EPOCH, 1, None, None, None))
+        await turns(5)
+        at.node.close()
+        assert type(await failure_of(reading)) is Unanswered
+
+
 async def test_status() -> None:
     async with scene() as at:
         asking = begin(at.client.status())
