@@ -11,6 +11,7 @@ from kvnode.node.config import Address
 from kvnode.node.errors import StorageFull
 from kvnode.node.metrics import PrimaryMeasures
 from kvnode.node.replication.alarm import Alarm
+from kvnode.node.replication.connecting import connect
 from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.ports import Shared
 from kvnode.node.replication.replicadisk import ReplicaDisk
@@ -254,11 +255,7 @@ class Following:
     async def _connect(self) -> None:
         shared = self._shared
         try:
-            _, link = await self._loop.create_connection(
-                lambda: PeerLink(self, shared.config.max_frame_bytes, stranger=False),
-                self._primary.host,
-                self._primary.port,
-            )
+            link = await connect(self._primary, lambda: PeerLink(self, shared.config.max_frame_bytes, stranger=False))
         except (OSError, UnicodeError) as error:
             # A UnicodeError is what Python says of a name that no host can have.
             self._connecting = None

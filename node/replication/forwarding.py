@@ -17,6 +17,7 @@ from kvnode.node.config import Address
 from kvnode.node.errors import NoPrimary, OutcomeUnknown, Overloaded, ReplicationTimeout, error_of_code
 from kvnode.node.metrics import ForwardOutcome
 from kvnode.node.replication.alarm import Alarm
+from kvnode.node.replication.connecting import connect
 from kvnode.node.replication.following import replica_hello
 from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.ports import Shared
@@ -283,10 +284,8 @@ class Forwarder:
         self._changed.clear()
         try:
             async with asyncio.timeout(_CONNECT_S):
-                _, self._link = await self._loop.create_connection(
-                    lambda: PeerLink(self, shared.config.max_frame_bytes, stranger=False),
-                    self._primary.host,
-                    self._primary.port,
+                self._link = await connect(
+                    self._primary, lambda: PeerLink(self, shared.config.max_frame_bytes, stranger=False)
                 )
                 await self._changed.wait()
         except (OSError, UnicodeError) as error:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from kvnode.node.config import Address
+from kvnode.node.replication.connecting import connect
 from kvnode.node.replication.link import PeerLink
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.fields import ID_BYTES
@@ -109,9 +110,7 @@ async def ask_status(address: Address, timeout_s: float, cluster_id: bytes) -> d
 async def _ask(address: Address, timeout_s: float, asking: _Asking[T]) -> T:
     try:
         async with asyncio.timeout(timeout_s):
-            await asyncio.get_running_loop().create_connection(
-                lambda: PeerLink(asking, _ANSWER_BYTES, stranger=False), address.host, address.port
-            )
+            await connect(address, lambda: PeerLink(asking, _ANSWER_BYTES, stranger=False))
             return await asking.answer
     except TimeoutError:
         raise ProbeFailed(f"{address} gives no answer within {timeout_s:g} s") from None

@@ -165,6 +165,8 @@ async def test_a_primary_that_is_not_there_is_tried_again_and_again() -> None:
         assert "cannot connect" in at.errors[0][1]
         assert at.following.last_error == at.errors[-1]
         assert at.log.names().count("following_failed") == 1, "the same trouble is not logged each time"
+        # The last attempt is over: it must not reach the server.
+        await at.until(lambda: len(at.errors) == 9)
         await at.server.listen()
         await at.retry()
         peer, _ = await at.streamed()
