@@ -5,7 +5,8 @@ Run it as ``.venv/bin/python tests/bench/native.py [--rounds N] [--seconds S]``;
 REST's sides are wrk with one connection, one request at a time, and with 64, for the whole node, and `Client`,
 Python's client, with one connection. The native sides have one connection with many requests in flight. *Frames* are
 made before and counted as they come back, so that this load, like wrk's, takes little of the machine: they show the
-node. *NativeClient* shows what a program in Python gets, most of which is the time of the client itself.
+node. *NativeClient* shows what a program in Python gets, most of which is the time of the client itself; by
+*get_many* it reads 64 keys with one call.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ VALUE = b'"%b"' % (b"v" * 62)
 
 #: Requests in flight.
 WINDOW = 512
+
+#: Keys of one `get_many`.
+_MANY = 64
 
 _LENGTH = Struct(">I")
 _READ_BYTES = 256 * 1024
@@ -132,14 +136,26 @@ def frames_rate(address: str, requests: Sequence[Message], answer: FrameType, se
         connection.close()
 
 
-def client_rate(address: str, ask: Callable[[NativeClient, int], Awaitable[object]], seconds: float) -> float:
-    """Calls a second of one `NativeClient`, with `WINDOW` callers that each call again when the last call returned."""
+def client_rate(
+    address: str, ask: Callable[[NativeClient, int], Awaitable[object]], seconds: float, callers: int = WINDOW
+) -> float:
+    """Calls a second of one `NativeClient`, with callers that each call again when the last call has returned."""
 
     async def run() -> float:
         async with NativeClient(address) as client:
-            return await _calls_rate(lambda number: ask(client, number), WINDOW, seconds)
+            return await _calls_rate(lambda number: ask(client, number), callers, seconds)
 
     return uvloop.run(run())
+
+
+def many_gets_rate(address: str, keys: Sequence[str], seconds: float) -> float:
+    """Keys a second that one `NativeClient` reads by `get_many`, with as many of them asked for at a time."""
+    parts = [keys[first : first + _MANY] for first in range(0, len(keys) - _MANY + 1, _MANY)]
+
+    async def ask(client: NativeClient, number: int) -> None:
+        await client.get_many(parts[number % len(parts)])
+
+    return _MANY * client_rate(address, ask, seconds, WINDOW // _MANY)
 
 
 def rest_client_rate(url: str, ask: Callable[[Client, int], Awaitable[object]], seconds: float) -> float:
@@ -168,11 +184,19 @@ async def _calls_rate(ask: Callable[[int], Awaitable[object]], callers: int, sec
 
 
 #: The sides of both measures.
-FRAMES, CLIENT = "frames", "NativeClient"
+FRAMES, CLIENT, MANY = "frames", "NativeClient", "NativeClient.get_many"
 REST, REST_64, REST_CLIENT = "REST, 1 connection", "REST, 64 connections", "Client, 1 connection"
 
 #: What is worth a row: ours and theirs.
-_PAIRS = ((FRAMES, REST), (FRAMES, REST_64), (CLIENT, REST), (CLIENT, REST_64), (CLIENT, REST_CLIENT))
+_PAIRS = (
+    (FRAMES, REST),
+    (FRAMES, REST_64),
+    (CLIENT, REST),
+    (CLIENT, REST_64),
+    (CLIENT, REST_CLIENT),
+    (MANY, REST),
+    (MANY, REST_64),
+)
 
 
 def measure_puts(node: NodeProcess, rounds: int, seconds: float) -> Measure:
@@ -199,6 +223,7 @@ def measure_gets(node: NodeProcess, rounds: int, seconds: float) -> Measure:
             REST_CLIENT: lambda _: rest_client_rate(node.url, lambda to, at: to.get(keys[at % KEYS]), seconds),
             FRAMES: lambda _: frames_rate(node.peer, reads, FrameType.READ_RESULT, seconds),
             CLIENT: lambda _: client_rate(node.peer, lambda to, at: to.get(keys[at % KEYS]), seconds),
+            MANY: lambda _: many_gets_rate(node.peer, keys, seconds),
         }
         return take_turns("native-get", "hot get", "requests/s", sides, rounds, warm=True)
 
@@ -241,7 +266,8 @@ def main() -> None:
     print(TABLE_HEAD)
     for measured in found:
         for ours, theirs in _PAIRS:
-            print(_compared(measured, ours, theirs).row(measured.unit))
+            if ours in measured.sides:
+                print(_compared(measured, ours, theirs).row(measured.unit))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ async def test_thousands_of_calls_at_once_and_rest_sees_the_same(cluster: Cluste
         assert [record and (record.value, record.version) for record in records] == [
             (number, each.position) for number, each in enumerate(written)
         ]
+        assert await client.get_many([f"many/{number}" for number in range(5000)]) == records
         assert await client.get("many/none") is None
         assert (await client.delete("many/0")).deleted
         assert await client.get("many/0") is None
