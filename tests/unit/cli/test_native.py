@@ -16,6 +16,7 @@ from kvnode.cli.client import (
     Unreachable,
 )
 from kvnode.cli.client import native as native_module
+from kvnode.cli.client import pipeline as pipeline_module
 from kvnode.cli.errors import ConnectionLost, PeerSilent, Refused
 from kvnode.protocol.codec import encode
 from kvnode.protocol.errors import RemoteProtocolError
@@ -419,7 +420,7 @@ async def test_a_node_that_takes_nothing_does_not_keep_the_connection() -> None:
 
 
 async def test_a_call_whose_time_is_up_is_unknown_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_module, "_SWEEP_S", 0.02)
+    monkeypatch.setattr(pipeline_module, "_SWEEP_S", 0.02)
     async with scene(timeout_s=0.1) as at:
         slow = begin(at.client.put("slow", 1))
         asked = await at.taken(Write)
@@ -434,7 +435,7 @@ async def test_a_call_whose_time_is_up_is_unknown_and_the_others_go_on(monkeypat
 
 
 async def test_a_call_that_does_not_get_its_turn_in_time_was_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_module, "_SWEEP_S", 60.0)
+    monkeypatch.setattr(pipeline_module, "_SWEEP_S", 60.0)
     async with scene(timeout_s=0.1, most_in_flight=1) as at:
         first = begin(at.client.put("k1", 1))
         asked = await at.taken(Write)
