@@ -5,6 +5,7 @@ KvError
 │   ├── ServerError     the node answered with an error; `code` is the one it gave
 │   │   └── HistoryLost     what the client wrote or read is not part of the data any more
 │   ├── Unreachable     nothing was sent, so nothing was written
+│   │   └── ClientClosed    the program closed the client meanwhile
 │   ├── Unanswered      sent, but no whole answer came back: a write may or may not have happened
 │   ├── BadAnswer       the answer is not one that a kvnode gives
 │   ├── NoNodeAvailable     none of several nodes could do it; says why, node by node. Nothing was written
@@ -100,6 +101,12 @@ class Unreachable(ClientError):
     """The request was not sent: no connection could be made, or none was free."""
 
     code = "unreachable"
+
+
+class ClientClosed(Unreachable):
+    """The client was closed while the call waited to be sent."""
+
+    code = "client_closed"
 
 
 class Unanswered(ClientError):

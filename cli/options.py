@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
@@ -21,6 +22,17 @@ def text_callback(ctx: click.Context, param: click.Parameter, text: str | None) 
     except UnicodeEncodeError:
         raise click.BadParameter("it is not UTF-8", ctx, param) from None
     return text
+
+
+class Seconds(click.FloatRange):
+    """A time: a number that is finite, within bounds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number that a text stands for."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
 
 
 def _key_callback(ctx: click.Context, param: click.Parameter, key: str) -> str | None:
@@ -60,7 +72,7 @@ def nodes_options(command: Callable[_P, _R]) -> Callable[_P, _R]:
 _timeout_option = click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -84,12 +96,16 @@ def _url_option(
     )
 
 
-def json_option(help_text: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """`--json`, which reaches the command as `as_json` and turns errors into JSON as well."""
+def json_option(help_text: str, *, writes: bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """`--json`, which reaches the command as `as_json` and turns errors into JSON as well.
+
+    Args:
+        writes: whether the command makes one write; its errors have `maybe_written` then.
+    """
 
     def note(ctx: click.Context, param: click.Parameter, wanted: bool) -> bool:
         if wanted:
-            want_json(ctx)
+            want_json(ctx, writes=writes)
         return wanted
 
     return click.option("--json", "as_json", is_flag=True, callback=note, help=help_text)

@@ -17,11 +17,12 @@ from typing import IO, Any
 
 import click
 
-from kvnode.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED
+from kvnode.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, ClientError
 from kvnode.cli.printable import printable
 from kvnode.protocol.errors import KvError
 
 _JSON_WANTED = f"{__name__}.json"
+_WRITES = f"{__name__}.writes"
 
 
 class WrongUsage(click.UsageError):
@@ -37,9 +38,14 @@ class WrongUsage(click.UsageError):
             click.echo(f"hint: {printable(self.hint)}", file=file, err=file is None)
 
 
-def want_json(ctx: click.Context) -> None:
-    """Let errors be reported as JSON, too: ``{"error": {"code", "message", ...}}``, the form that REST has."""
+def want_json(ctx: click.Context, *, writes: bool = False) -> None:
+    """Let errors be reported as JSON, too: ``{"error": {"code", "message", ...}}``, the form that REST has.
+
+    Args:
+        writes: whether to say also if the write may have happened, ``"maybe_written"``.
+    """
     ctx.meta[_JSON_WANTED] = True
+    ctx.meta[_WRITES] = writes
 
 
 @contextmanager
@@ -53,7 +59,7 @@ def reported(ctx: click.Context) -> Iterator[None]:
         hint = did_you_mean(error.option_name, error.possibilities or ())
         raise WrongUsage(error.message, error.ctx, hint=hint) from error
     except KvError as error:
-        report(ctx, error.code, error.message, hint=error.hint, fields=error.fields)
+        report(ctx, error.code, error.message, hint=error.hint, fields=_fields(ctx, error))
         raise click.exceptions.Exit(EXIT_FAILED) from error
     except KeyboardInterrupt:
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
@@ -66,6 +72,13 @@ def reported(ctx: click.Context) -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         report(ctx, "os_error", f"{where}{message}", hint=_remedy(error))
         raise click.exceptions.Exit(EXIT_FAILED) from error
+
+
+def _fields(ctx: click.Context, error: KvError) -> dict[str, Any]:
+    """What an error's JSON has besides its text."""
+    if ctx.meta.get(_WRITES) and isinstance(error, ClientError):
+        return error.fields | {"maybe_written": error.maybe_written}
+    return error.fields
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -5,10 +5,11 @@ may be asked again, `session` makes reads see what was seen before, and `transpo
 another, small client: one node, over the peer protocol, on one connection that `pipeline` keeps busy.
 """
 
-from kvnode.cli.client.client import Client, parse_position
+from kvnode.cli.client.client import Client
 from kvnode.cli.client.jsonvalues import JsonText, JsonValue
 from kvnode.cli.client.native import NativeClient
 from kvnode.cli.client.results import Deleted, RangeItem, Record, Status, Written
+from kvnode.cli.client.session import parse_position
 from kvnode.cli.client.targets import Acks
 from kvnode.cli.errors import ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
 from kvnode.protocol.types import Position

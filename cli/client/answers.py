@@ -21,7 +21,8 @@ _HINTS = {
     "it; check what depends on it, then call forget_position() to go on",
     "key_not_found": "`kvnode range --prefix ...` shows which keys there are",
     "method_not_allowed": "is the node older than this client? `kvnode status` shows its version",
-    "route_not_found": "is the node older than this client? `kvnode status` shows its version",
+    "route_not_found": "is the path of the URL right, if it has one? is the node older than this client? `kvnode "
+    "status` shows its version",
     "too_large": "split it, or raise the node's limit: `kvnode start --help` lists them",
     "draining": "the node is stopping: try another one, or wait until it is back",
     "no_primary": "is the primary running? if it will not come back, `kvnode promote` makes a replica the primary",
@@ -50,9 +51,16 @@ class _ErrorAnswer(msgspec.Struct):
     error: dict[str, Any]
 
 
-def not_kvnode(what: str, url: str | None = None) -> BadAnswer:
+_NOT_KVNODE_HINT = "is this a node's REST address, not its peer port or another service?"
+_PROXY_HINT = "a proxy seems to answer in place of a node: is the node behind it running, and does it answer in time?"
+
+#: What a proxy says of itself that reaches nobody behind it.
+_OF_PROXIES = frozenset({502, 503, 504})
+
+
+def not_kvnode(what: str, url: str | None = None, *, hint: str = _NOT_KVNODE_HINT) -> BadAnswer:
     """The error for an answer that no node gives."""
-    return BadAnswer(what, hint="is this a node's REST address, not its peer port or another service?", url=url)
+    return BadAnswer(what, hint=hint, url=url)
 
 
 def read_answer(url: str, answer: bytes, decode: Callable[[bytes], _T]) -> _T:
@@ -114,9 +122,17 @@ def error_of_answer(url: str, status: int, headers: Mapping[str, str], answer: b
         fields = msgspec.json.decode(answer, type=_ErrorAnswer).error
         code, message = str(fields.pop("code")), str(fields.pop("message"))
     except (msgspec.DecodeError, RecursionError, KeyError):
-        return not_kvnode(f"{url} answered HTTP {status} in a form of its own", url)
+        return _foreign(url, status, headers)
     position = _position_told(code, fields, headers)
     return server_error(url, status, code, message, fields, retry_after_s=_retry_after_s(headers), position=position)
+
+
+def _foreign(url: str, status: int, headers: Mapping[str, str]) -> BadAnswer:
+    """The error for an error in no form of a node's."""
+    if 300 <= status < 400 and "Location" in headers:
+        return not_kvnode(f"{url} answered HTTP {status} and points to {headers['Location']}", url)
+    hint = _PROXY_HINT if status in _OF_PROXIES else _NOT_KVNODE_HINT
+    return not_kvnode(f"{url} answered HTTP {status} in a form of its own", url, hint=hint)
 
 
 def server_error(

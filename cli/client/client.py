@@ -23,13 +23,13 @@ from kvnode.cli.client.cluster import Promotion, decode_forgotten, decode_promot
 from kvnode.cli.client.failover import FailOver
 from kvnode.cli.client.jsonvalues import JsonText, JsonValue, encode_value
 from kvnode.cli.client.results import Deleted, RangeItem, RangeQuery, Record, Status, Written
-from kvnode.cli.client.session import Session
+from kvnode.cli.client.session import Session, parse_position
 from kvnode.cli.client.targets import Acks, range_target, read_target, write_target
 from kvnode.cli.client.transport import NDJSON, Answer, Limits, Request, Transport
-from kvnode.cli.errors import ClientError, ServerError
+from kvnode.cli.errors import BadAnswer, ClientError, ServerError
 from kvnode.cli.jsontext import item_text, to_json
-from kvnode.cli.urls import DEFAULT_URL, parse_url
-from kvnode.protocol.types import Epoch, Position, Seq
+from kvnode.cli.urls import DEFAULT_URL, parse_each
+from kvnode.protocol.types import Position, Seq
 
 _MAYBE_WRITTEN = "the write may have happened: read it back to find out"
 _MAYBE_CHANGED = "the change may have happened: `kvnode status` shows how the node is"
@@ -69,7 +69,8 @@ class Client:
         position: where the session begins: a position of another client, or its text.
 
     Raises:
-        ValueError: a URL or the position is none.
+        ValueError: a URL or the position is none, or a number cannot be.
+        RuntimeError: when a call is made outside `async with`, or the client entered twice.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Client:
         position: Position | str | None = None,
     ) -> None:
         given = [each for url in urls for each in ([url] if isinstance(url, str) else url)]
-        self._urls = tuple(dict.fromkeys(parse_url(url) for url in given or [DEFAULT_URL]))
+        self._urls = parse_each(given or [DEFAULT_URL])
         self._session = Session(parse_position(position) if isinstance(position, str) else position)
         self._transport = Transport(connections)
         self._failover = FailOver(
@@ -191,11 +192,12 @@ class Client:
             ClientError: as `put`.
         """
         target = write_target("/delete", acks, ack_timeout_s)
-        url, answer = await self._change(
-            Request("POST", target, b'{"key":%b}' % to_json(key), unanswered=_MAYBE_WRITTEN)
-        )
-        deleted, seq = decode_deleted(url, answer.body)
-        return Deleted(deleted, self._wrote(url, answer, seq))
+
+        def read(url: str, answer: Answer) -> Deleted:
+            deleted, seq = decode_deleted(url, answer.body)
+            return Deleted(deleted, self._wrote(url, answer, seq))
+
+        return await self._change(target, b'{"key":%b}' % to_json(key), _MAYBE_WRITTEN, read)
 
     # ---- reads -----------------------------------------------------------------------------------------------------
 
@@ -279,7 +281,7 @@ class Client:
             answer = await self._transport.fetch(url, Request("GET", "/status"), limits)
             return Status(answer.body, decode_object(url, answer.body), url)
 
-        return await self._failover.call(ask, is_read=True, retries=0)
+        return await self._call(ask, is_read=True, retries=0)
 
     async def promote(self, *, force: bool = False) -> Promotion:
         """Make the node the primary of its cluster. Only for a client of a single node.
@@ -295,38 +297,64 @@ class Client:
         if len(self._urls) != 1:
             raise ValueError("promote is for a client of one node: which one is to be the primary?")
         body = b'{"force":%b}' % to_json(force)
-        url, answer = await self._change(Request("POST", "/cluster/promote", body, unanswered=_MAYBE_CHANGED))
-        return read_answer(url, answer.body, decode_promotion)
+        return await self._change(
+            "/cluster/promote",
+            body,
+            _MAYBE_CHANGED,
+            lambda url, answer: read_answer(url, answer.body, decode_promotion),
+        )
 
     async def forget(self, name: str) -> str:
         """Drop a member that is not connected; return its name."""
         body = b'{"name":%b}' % to_json(name)
-        url, answer = await self._change(Request("POST", "/cluster/forget", body, unanswered=_MAYBE_CHANGED))
-        return read_answer(url, answer.body, decode_forgotten)
+        return await self._change(
+            "/cluster/forget",
+            body,
+            _MAYBE_CHANGED,
+            lambda url, answer: read_answer(url, answer.body, decode_forgotten),
+        )
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
     async def _write(self, path: str, body: bytes, acks: Acks | None, ack_timeout_s: float | None) -> Written:
-        target = write_target(path, acks, ack_timeout_s)
-        url, answer = await self._change(Request("POST", target, body, unanswered=_MAYBE_WRITTEN))
-        return Written(self._wrote(url, answer, decode_written(url, answer.body)))
+        def read(url: str, answer: Answer) -> Written:
+            return Written(self._wrote(url, answer, decode_written(url, answer.body)))
+
+        return await self._change(write_target(path, acks, ack_timeout_s), body, _MAYBE_WRITTEN, read)
 
     def _wrote(self, url: str, answer: Answer, seq: Seq) -> Position:
         position = Position(position_of(url, answer.headers).epoch, seq)
         self._session.saw(position)
         return position
 
-    async def _change(self, request: Request) -> tuple[str, Answer]:
-        """Send what must not be sent twice; return which node answered, and what."""
+    async def _call(
+        self, attempt: Callable[[str, Limits], Awaitable[_T]], *, is_read: bool, retries: int | None = None
+    ) -> _T:
+        self._transport.require_open()
+        return await self._failover.call(attempt, is_read=is_read, retries=retries)
 
-        async def send(url: str, limits: Limits) -> tuple[str, Answer]:
-            return url, await self._transport.fetch(url, request, limits)
+    async def _change(self, target: str, body: bytes, maybe: str, read: Callable[[str, Answer], _T]) -> _T:
+        """Send what must not be sent twice.
+
+        Args:
+            maybe: the hint where it may have happened.
+            read: makes of a node's URL and its answer what is returned.
+        """
+        request = Request("POST", target, body, unanswered=maybe)
+
+        async def send(url: str, limits: Limits) -> _T:
+            return read(url, await self._transport.fetch(url, request, limits))
 
         try:
-            return await self._failover.call(send, is_read=False)
+            return await self._call(send, is_read=False)
         except ServerError as error:
             if error.position is not None:
                 self._session.saw(error.position)
+            elif error.maybe_written and error.code != "outcome_unknown":
+                error.hint = _joined(error.hint, maybe)
+            raise
+        except BadAnswer as error:
+            error.hint = _joined(error.hint, maybe)
             raise
 
     async def _read(self, read: _Read[_T], consistent: bool) -> _T:
@@ -342,7 +370,7 @@ class Client:
             self._session.saw(seen, token)
             return found
 
-        return await self._failover.call(attempt, is_read=True)
+        return await self._call(attempt, is_read=True)
 
     async def _prove(self, url: str, limits: Limits) -> None:
         """Have a node confirm that what was seen in earlier reigns is part of the newest; see `session`.
@@ -417,16 +445,5 @@ class _Range(NamedTuple):
     stack: AsyncExitStack
 
 
-def parse_position(text: str) -> Position:
-    """Read what `str` of a position printed, such as ``3.9f2c1a7b-42``.
-
-    Raises:
-        ValueError: the text is none.
-    """
-    epoch, _, seq = text.rpartition("-")
-    try:
-        if seq.isascii() and seq.isdigit():
-            return Position(Epoch.parse(epoch), int(seq))
-    except ValueError:
-        pass
-    raise ValueError(f"not a position, expected EPOCH-SEQ such as 3.9f2c1a7b-42: {text!r}")
+def _joined(*hints: str | None) -> str:
+    return "; ".join(hint for hint in hints if hint)

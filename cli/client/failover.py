@@ -22,12 +22,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TypeVar
 
 from kvnode.cli.client.transport import Limits
-from kvnode.cli.errors import BadAnswer, ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
+from kvnode.cli.errors import (
+    BadAnswer,
+    ClientClosed,
+    ClientError,
+    HistoryLost,
+    NoNodeAvailable,
+    ServerError,
+    Unanswered,
+    Unreachable,
+)
 
 #: The codes of 503 that say: this node cannot do it now, and nothing was done.
 NOTHING_DONE = frozenset({"overloaded", "draining", "syncing", "no_primary", "not_primary", "not_enough_replicas"})
@@ -59,6 +69,8 @@ class Next(Enum):
 
 def after(error: ClientError, *, is_read: bool) -> Next:
     """What to do after an attempt that failed; the table above."""
+    if isinstance(error, ClientClosed):
+        return Next.RAISE
     if isinstance(error, Unreachable) or (isinstance(error, ServerError) and error.code in NOTHING_DONE):
         return Next.AGAIN
     if not is_read:
@@ -115,6 +127,9 @@ class FailOver:
         clock: seconds of the event loop.
         sleep: waits that many seconds.
         jitter: a random number from 0 to 1, new at each call.
+
+    Raises:
+        ValueError: a time is no finite number above 0, or `retries` is below 0.
     """
 
     def __init__(
@@ -128,6 +143,11 @@ class FailOver:
         jitter: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        for name, seconds in (("timeout_s", timeout_s), ("node_timeout_s", node_timeout_s)):
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise ValueError(f"{name}: a finite number above 0, got {seconds!r}")
+        if retries is not None and retries < 0:
+            raise ValueError(f"retries: 0 or more, or None, got {retries!r}")
         self._nodes = Nodes(urls)
         self._count = len(urls)
         self._is_alone = self._count == 1

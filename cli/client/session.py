@@ -60,3 +60,18 @@ class Session:
         """Begin anew: nothing was seen."""
         self.position = None
         self._unproven.clear()
+
+
+def parse_position(text: str) -> Position:
+    """Read what `str` of a position printed, such as ``3.9f2c1a7b-42``.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    epoch, _, seq = text.rpartition("-")
+    try:
+        if seq.isascii() and seq.isdigit():
+            return Position(Epoch.parse(epoch), int(seq))
+    except ValueError:
+        pass
+    raise ValueError(f"not a position, expected EPOCH-SEQ such as 3.9f2c1a7b-42: {text!r}")

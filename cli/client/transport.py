@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum
@@ -26,7 +27,7 @@ from yarl import URL
 
 from kvnode.cli.client.answers import error_of_answer, not_kvnode
 from kvnode.cli.client.resolving import Resolver
-from kvnode.cli.errors import Unanswered, Unreachable
+from kvnode.cli.errors import ClientClosed, Unanswered, Unreachable
 
 NDJSON = "application/x-ndjson"
 
@@ -34,6 +35,8 @@ NDJSON = "application/x-ndjson"
 _KEEPALIVE_S = 15.0
 
 _UNREACHABLE_HINT = "is the node running? `kvnode start` starts one; --url or KVNODE_URL names another"
+_TLS_HINT = "does it speak TLS? a URL that begins with http:// is for one that does not"
+_CERTIFICATE_HINT = "is the certificate for this host, and by who is trusted here? SSL_CERT_FILE names a file of others"
 _LOOK_UP_HINT = "do name servers answer? `getent hosts NAME` asks them; an IP address in the URL needs none"
 _CROWDED_HINT = "more `connections` or a longer timeout help where many requests are in flight"
 
@@ -134,13 +137,20 @@ class Transport:
 
     Args:
         connections: most requests in flight to one node; more wait for a free connection.
+
+    Raises:
+        ValueError: `connections` is less than 1.
     """
 
     def __init__(self, connections: int) -> None:
+        if connections < 1:
+            raise ValueError(f"connections: at least 1, got {connections}")
         self._connections = connections
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        if self._http is not None:
+            raise RuntimeError("this client is entered already: leave it first, or make another one")
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_note_sending)
         trace.on_connection_queued_start.append(_note_waiting)
@@ -159,14 +169,24 @@ class Transport:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._http is not None
-        await self._http.close()
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    def require_open(self) -> None:
+        """Refuse calls outside the context.
+
+        Raises:
+            RuntimeError: it was not entered, or is left.
+        """
+        if self._http is None:
+            raise RuntimeError("enter the client first: async with Client(...) as client")
 
     async def fetch(self, url: str, request: Request, limits: Limits) -> Answer:
         """Send a request and return its whole answer.
 
         Raises:
-            ServerError, Unreachable, Unanswered, BadAnswer.
+            ServerError, Unreachable, Unanswered, BadAnswer; ClientClosed when the context was left meanwhile.
         """
         async with self._exchange(url, request, limits, None) as (response, _):
             return Answer(await response.read(), response.headers)
@@ -176,7 +196,8 @@ class Transport:
         """Send a request and hand out its answer when the head has come.
 
         Raises:
-            ServerError, Unreachable, Unanswered, BadAnswer: also where reading it fails in the block.
+            ServerError, Unreachable, Unanswered, BadAnswer: also where reading it fails in the block. ClientClosed as
+                in `fetch`.
         """
         async with self._exchange(url, request, limits, limits.silence_s) as (response, timeout):
             yield Stream(url, response, timeout)
@@ -185,7 +206,10 @@ class Transport:
     async def _exchange(
         self, url: str, request: Request, limits: Limits, silence_s: float | None
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, asyncio.Timeout]]:
-        assert self._http is not None, "enter the client first: async with Client(...) as client"
+        http, task = self._http, asyncio.current_task()
+        if http is None:
+            raise _closed(url)
+        cancellations = task.cancelling() if task else 0
         headers = {"Accept": request.accept}
         data = None
         if request.body is not None:
@@ -201,7 +225,7 @@ class Transport:
         try:
             async with (
                 timeout,
-                self._http.request(
+                http.request(
                     request.method,
                     # Keys are escaped already; yarl must neither unescape them nor resolve a `..`.
                     URL(url + request.target, encoded=True),
@@ -215,9 +239,21 @@ class Transport:
                 if response.status != 200:
                     raise error_of_answer(url, response.status, response.headers, await response.read())
                 yield response, timeout
-        except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
+        except aiohttp.ClientResponseError as error:
+            # Of the parser: whatever status an answer has, it is not raised.
+            raise not_kvnode(f"what answers at {url} does not speak HTTP", url) from error
+        except aiohttp.InvalidURL as error:
             raise not_kvnode(f"{url}: {_reason(error)}", url) from error
+        except (RuntimeError, asyncio.CancelledError) as error:
+            # aiohttp says in these ways that the session was closed; nobody has cancelled the task then.
+            if not http.closed or (task and task.cancelling() > cancellations):
+                raise
+            if sending.has_begun:
+                raise _unanswered(url, error, limits, request.unanswered) from error
+            raise _closed(url) from error
         except (aiohttp.ClientError, OSError) as error:
+            if http.closed and not sending.has_begun:
+                raise _closed(url) from error
             if sending.has_begun:
                 raise _unanswered(url, error, limits, request.unanswered) from error
             raise _unreachable(url, error, sending.step) from error
@@ -286,10 +322,18 @@ def _unreachable(url: str, error: Exception, step: _Step) -> Unreachable:
             case _Step.LOOK_UP:
                 message = f"the address of the host of {url} was not found in time"
                 return Unreachable(message, hint=_LOOK_UP_HINT, url=url)
-    return Unreachable(f"cannot connect to {url}: {_reason(error)}", hint=_UNREACHABLE_HINT, url=url)
+    hint = _UNREACHABLE_HINT
+    if isinstance(error, aiohttp.ClientSSLError):
+        is_of_certificate = isinstance(error, aiohttp.ClientConnectorCertificateError)
+        hint = _CERTIFICATE_HINT if is_of_certificate else _TLS_HINT
+    return Unreachable(f"cannot connect to {url}: {_reason(error)}", hint=hint, url=url)
 
 
-def _unanswered(url: str, error: Exception, limits: Limits, hint: str | None) -> Unanswered:
+def _closed(url: str) -> ClientClosed:
+    return ClientClosed(f"the client was closed before the request to {url} was sent", url=url)
+
+
+def _unanswered(url: str, error: BaseException, limits: Limits, hint: str | None) -> Unanswered:
     if isinstance(error, aiohttp.SocketTimeoutError):
         return Unanswered(f"{url} has sent nothing for {limits.silence_s:g} s", hint=hint, url=url)
     if isinstance(error, TimeoutError):
@@ -301,6 +345,9 @@ def _reason(error: Exception) -> str:
     """The reason in the words of the operating system, without aiohttp's own frame around it."""
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
+        if isinstance(cause, ssl.SSLError):
+            # Its errno is no number of the operating system.
+            return f"TLS failed: {_tls_reason(cause)}"
         # asyncio puts its own text into strerror; a failed name look-up has its own numbers, below zero.
         if cause.errno is not None and cause.errno > 0:
             return os.strerror(cause.errno)
@@ -308,3 +355,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
     return str(error) or type(error).__name__
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_message:
+        return error.verify_message
+    return error.reason.replace("_", " ").lower() if error.reason else str(error)

@@ -21,7 +21,7 @@ Examples:
 """
 )
 @key_argument
-@json_option('Print {"key", "deleted", "seq", "epoch"}.')
+@json_option('Print {"key", "deleted", "seq", "epoch"}.', writes=True)
 @nodes_options
 @click.pass_context
 def delete(ctx: click.Context, key: str, as_json: bool, urls: tuple[str, ...], timeout_s: float) -> None:

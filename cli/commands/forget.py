@@ -20,7 +20,7 @@ Examples:
 """
 )
 @click.argument("name", callback=text_callback, shell_complete=member_names)
-@json_option('Print {"status", "name"}.')
+@json_option('Print {"status", "name"}.', writes=True)
 @nodes_options
 def forget(name: str, as_json: bool, urls: tuple[str, ...], timeout_s: float) -> None:
     """Drop a member that will not return.

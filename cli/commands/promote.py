@@ -28,7 +28,7 @@ Examples:
 @click.option(
     "--force", is_flag=True, help="Promote it also where the primary still answers, or a replica is ahead of it."
 )
-@json_option("Print the node's own JSON object.")
+@json_option("Print the node's own JSON object.", writes=True)
 @node_options
 def promote(force: bool, as_json: bool, url: str, timeout_s: float) -> None:
     """Make a replica the primary of its cluster.

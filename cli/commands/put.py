@@ -37,7 +37,7 @@ Examples:
     metavar="FILE",
     help="Take the value from FILE.",
 )
-@json_option('Print {"status", "key", "seq", "epoch"}.')
+@json_option('Print {"status", "key", "seq", "epoch"}.', writes=True)
 @nodes_options
 def put(
     key: str,

@@ -16,7 +16,7 @@ from kvnode.cli.client import Client, Status
 from kvnode.cli.errors import Unanswered, Unreachable
 from kvnode.cli.jsontext import to_json
 from kvnode.cli.nodestatus import read_status
-from kvnode.cli.options import json_option, node_options
+from kvnode.cli.options import Seconds, json_option, nodes_options
 from kvnode.cli.outlet import ended_with_reader
 from kvnode.cli.quantities import duration_text
 from kvnode.cli.statusview import ReplicaTable, fenced_notice, live_view, summary
@@ -41,17 +41,18 @@ Examples:
 @click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     metavar="SECONDS",
     help=f"Time from one look of --watch to the next.  [default: {_INTERVAL_S:g}]",
 )
 @json_option("Print the node's own JSON object; with --watch one a line.")
-@node_options
-def status(watch: bool, interval_s: float | None, as_json: bool, url: str, timeout_s: float) -> None:
+@nodes_options
+def status(watch: bool, interval_s: float | None, as_json: bool, urls: tuple[str, ...], timeout_s: float) -> None:
     """Show how a node is doing.
 
     Its role and epoch, how far its log is durable and applied, what its log and cache hold, and its
-    replicas or its primary. A primary that a later one has replaced says so first, as FENCED: it takes no writes.
+    replicas or its primary. Of several nodes, the first that answers is shown. A primary that a later one has
+    replaced says so first, as FENCED: it takes no writes.
 
     With --watch it is a table that stays and is kept up to date. It also shows what has happened since the last look:
     the entries written to the log a second (a batch is one entry), the keys read a second, and how many of those the
@@ -65,17 +66,19 @@ def status(watch: bool, interval_s: float | None, as_json: bool, url: str, timeo
     if not watch:
         if interval_s is not None:
             raise click.UsageError("--interval is for --watch")
-        _print(asyncio.run(_ask(url, timeout_s)), url, as_json)
+        _print(asyncio.run(_ask(urls, timeout_s)), as_json)
         return
-    asyncio.run(_watch(url, timeout_s, _INTERVAL_S if interval_s is None else interval_s, as_json))
+    if len(urls) != 1:
+        raise click.UsageError("--watch is about one node, as its rates are: name that one with --url")
+    asyncio.run(_watch(urls[0], timeout_s, _INTERVAL_S if interval_s is None else interval_s, as_json))
 
 
-async def _ask(url: str, timeout_s: float) -> Status:
-    async with Client(url, timeout_s=timeout_s) as client:
+async def _ask(urls: tuple[str, ...], timeout_s: float) -> Status:
+    async with Client(urls, timeout_s=timeout_s) as client:
         return await client.status()
 
 
-def _print(answer: Status, url: str, as_json: bool) -> None:
+def _print(answer: Status, as_json: bool) -> None:
     if as_json:
         click.echo(answer.text)
         return
@@ -83,7 +86,7 @@ def _print(answer: Status, url: str, as_json: bool) -> None:
     console = make_console()
     if notice := fenced_notice(node):
         console.print(notice)
-    console.print(summary(node, url))
+    console.print(summary(node, answer.url))
     if node.replicas:
         console.print(ReplicaTable(node.replicas))
 

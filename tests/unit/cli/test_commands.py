@@ -424,6 +424,7 @@ def test_an_error_in_json_has_the_form_of_rest(kvnode: Kvnode, stub: StubServer)
         "message": "told to answer overloaded",
         "hint": "wait a little, and have fewer requests in flight",
         "told": True,
+        "maybe_written": False,
     }
 
 

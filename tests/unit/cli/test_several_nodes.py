@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from kvnode.cli import client
 from kvnode.cli.__main__ import main
 from support.stub_server import Answer, StubServer
 
@@ -79,16 +80,16 @@ def test_a_list_with_a_url_that_is_none_is_wrong_usage(kvnode: Kvnode, urls: str
     assert "--url" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["promote", "status"])
-def test_what_is_about_one_node_wants_one(kvnode: Kvnode, stub: StubServer, dead: str, command: str) -> None:
-    result = kvnode(command, "--url", f"{dead},{stub.url}")
+@pytest.mark.parametrize("command", [["promote"], ["status", "--watch"]], ids=lambda command: command[0])
+def test_what_is_about_one_node_wants_one(kvnode: Kvnode, stub: StubServer, dead: str, command: list[str]) -> None:
+    result = kvnode(*command, "--url", f"{dead},{stub.url}")
     assert result.exit_code == 2
     assert "about one node" in result.stderr
     assert not stub.requests
 
 
 def test_no_command_speaks_http_but_by_the_client() -> None:
-    root = Path(main.callback.__code__.co_filename).parent if main.callback else Path()
+    root = Path(client.__file__).parent.parent
     users = {
         str(path.relative_to(root))
         for path in root.rglob("*.py")
