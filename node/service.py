@@ -10,7 +10,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -96,6 +96,7 @@ def run(config: Config, join: Address | None = None) -> int:
 async def _serve(config: Config, fs: Fs, primary: Address | None, log: EventLog) -> int:
     """Open the directory, in the role that it has or is to have, and run the node."""
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: _log_loop_error(log, context))
     stop: asyncio.Future[str] = loop.create_future()
 
     def request_stop(name: str) -> None:
@@ -124,6 +125,12 @@ async def _serve(config: Config, fs: Fs, primary: Address | None, log: EventLog)
         return _refused(error, config, log)
     stop.add_done_callback(lambda done: node.request_stop(done.result()))
     return await node.run()
+
+
+def _log_loop_error(log: EventLog, context: Mapping[str, Any]) -> None:
+    """Tell of what nobody has caught as an event: asyncio's own handler would write lines that are none."""
+    source = context.get("task") or context.get("future")
+    log.error("loop_error", error=context.get("exception"), reason=context["message"], source=source)
 
 
 async def _unless(stop: asyncio.Future[str], work: Coroutine[Any, Any, None]) -> bool:

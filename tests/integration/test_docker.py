@@ -183,16 +183,18 @@ def test_peer_ports_are_published_for_debugging(nodes: Deployment) -> None:
 def test_image_runs_a_node_as_nobody_special_and_holds_nothing_to_build_with(nodes: Deployment) -> None:
     look = """
         id -u; id -g; pwd
-        tr '\\0' ' ' </proc/1/cmdline; echo
+        cd "$(dirname "$(grep --files-with-matches --extended-regexp '^PPid:\\s1$' /proc/[0-9]*/status)")"
+        tr '\\0' ' ' <cmdline; echo
         touch /opt/kvnode/file 2>/dev/null && echo "the file system can be written"
         for program in cc gcc c++ make ld pip pip3 wheel; do command -v "$program"; done
         for module in pip setuptools wheel; do python -c "import $module" 2>/dev/null && echo "$module"; done
-        grep -E '^(CapBnd|NoNewPrivs)' /proc/1/status
+        grep -E '^(Uid|CapBnd|NoNewPrivs)' status
         true
     """
     said = nodes.engine.docker("exec", "web1", "sh", "-c", look).splitlines()
     command = "/opt/kvnode/bin/python /opt/kvnode/bin/kvnode start "
-    assert said == ["10001", "10001", "/data", command, "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"]
+    ids = "Uid:\t10001\t10001\t10001\t10001"
+    assert said == ["10001", "10001", "/data", command, ids, "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"]
     image = nodes.engine.inspect("web1", "{{.Image}}")
     left = "ls -A /src /root/.cache /tmp 2>/dev/null; true"
     assert nodes.engine.docker("run", "--rm", "--user=0", "--entrypoint=sh", image, "-c", left).split() == ["/tmp:"]
@@ -259,6 +261,21 @@ def test_stop_is_clean_and_in_time(nodes: Deployment) -> None:
     assert " event=stopped " in nodes.logs("web1")
     nodes.engine.docker("start", *NAMES)
     nodes.wait_equal(seq)
+
+
+def test_stop_of_a_node_that_only_starts_is_heard(nodes: Deployment) -> None:
+    for pause_s in (0.0, 0.2, 0.4):
+        nodes.engine.docker("stop", "web3")
+        nodes.engine.docker("start", "web3")
+        # Wherever the start is then: in the shell, in the imports, or done.
+        time.sleep(pause_s)
+        began = time.monotonic()
+        nodes.engine.docker("stop", "--time=15", "web3")
+        # Docker would kill it after 15 s.
+        assert time.monotonic() - began < 10
+        assert nodes.state("web3", "ExitCode") in {"0", "143"}
+    nodes.engine.docker("start", "web3")
+    nodes.wait_equal(nodes.put("web1", "after", "the stops"))
 
 
 def test_promoted_node_stays_the_primary_and_the_others_can_join_it(nodes: Deployment) -> None:
