@@ -41,6 +41,7 @@ class ClusterPicture:
         reigning     it is the primary and orders writes
         superseded   it was the primary; a later one has reigned
         following    it is connected to its primary, which does not say more
+        asking       what it is, the primary was asked just now; nothing is known against it
         no_answer    it is the primary, and does not answer
         unknown      who would know does not answer
     """
@@ -50,30 +51,36 @@ class ClusterPicture:
         self._task: asyncio.Task[None] | None = None
         self._asked: Address | None = None
         self._asked_at = float("-inf")
-        self._answer: _Answer | None = None
-        self._answered_at = float("-inf")
-        #: why there is no answer
-        self._trouble = "it was not asked yet"
+        #: what came of the last question, and when: an answer, or why there is none
+        self._outcome: _Answer | str = ""
+        self._known_at = float("-inf")
 
-    def draw(self, status: dict[str, Any]) -> dict[str, Any]:
+    def draw(self, status: dict[str, Any], primary_name: str | None = None) -> dict[str, Any]:
         """The lines, from this node's own /status and what its primary says.
 
+        Args:
+            primary_name: of the primary that this node follows, if it is known: the address that it follows may be
+                another spelling of the one that the members know. If not, the address must do.
+
         Returns:
-            ``{"nodes": [...], "source": "self" | "primary"}``; and a `reason`, if this node cannot know better.
+            ``{"nodes": [...], "source": "self" | "primary" | "asking"}``; and a `reason`, if this node does not know
+            better: it cannot, or, while the source is "asking", it has asked its primary and no answer is due yet.
         """
         primary = status["primary"]
         if primary is None:
             if "fenced" in status:
-                return self._own_picture(status, status["fenced"])
+                return self._own_picture(status, status["fenced"], None)
             return {"nodes": self._lines_of_primary(status, self._shared.address), "source": "self"}
         address = Address.parse(primary["address"])
         self._ask(address)
-        now = self._shared.loop.time()
-        answer = self._answer
-        if answer is None or now > self._answered_at + _FRESH_S:
-            return self._own_picture(status, f"the primary at {address} does not answer: {self._trouble}")
+        answer = self._outcome
+        if self._shared.loop.time() > self._known_at + _FRESH_S:
+            # Nobody has watched for a while, if ever: that is nothing against the primary.
+            return self._own_picture(status, f"asking the primary at {address}", primary_name, source="asking")
+        if isinstance(answer, str):
+            return self._own_picture(status, f"the primary at {address} does not answer: {answer}", primary_name)
         if answer.is_over:
-            return self._own_picture(status, f"{answer.name} at {address} is not the primary any more")
+            return self._own_picture(status, f"{answer.name} at {address} is not the primary any more", primary_name)
         # All of it as it was then: a newer position of this node beside it would be ahead of the primary's.
         nodes = list(answer.nodes)
         if not any(node["is_self"] for node in nodes):
@@ -91,8 +98,7 @@ class ClusterPicture:
         """Have the primary asked, if it is time."""
         now = self._shared.loop.time()
         if address != self._asked:
-            self._answer, self._asked, self._asked_at = None, address, float("-inf")
-            self._trouble = "it was not asked yet"
+            self._asked, self._asked_at, self._known_at = address, float("-inf"), float("-inf")
             self.stop()
             self._task = None
         if self._task is None and now >= self._asked_at + _ASK_S:
@@ -100,22 +106,27 @@ class ClusterPicture:
             self._task = self._shared.loop.create_task(self._take(address))
 
     async def _take(self, address: Address) -> None:
+        me = asyncio.current_task()
+        try:
+            outcome = await self._outcome_of(address)
+            if self._task is me:
+                self._outcome, self._known_at = outcome, self._shared.loop.time()
+        finally:
+            # Else another primary is asked meanwhile.
+            if self._task is me:
+                self._task = None
+
+    async def _outcome_of(self, address: Address) -> _Answer | str:
+        """The answer of a node, or why there is none."""
         try:
             said = await ask_status(address, _ANSWER_S, self._shared.cluster_id)
             is_over = said["role"] != "primary" or "fenced" in said
-            answer = _Answer(said["name"], is_over, self._lines_of_primary(said, str(address)))
-            if self._asked == address:
-                self._answer, self._answered_at = answer, self._shared.loop.time()
+            return _Answer(said["name"], is_over, self._lines_of_primary(said, str(address)))
         except ProbeFailed as error:
-            if self._asked == address:
-                self._answer, self._trouble = None, error.message
+            return error.message
         except (LookupError, TypeError):
             # Another version than this one, or something else altogether.
-            if self._asked == address:
-                self._answer, self._trouble = None, "what it says of itself is not understood"
-        finally:
-            if self._asked == address:
-                self._task = None
+            return "what it says of itself is not understood"
 
     # ---- lines ---------------------------------------------------------------------------------------------------
 
@@ -159,22 +170,29 @@ class ClusterPicture:
         state = "full_sync" if "sync" in status else "following"
         return line | {"state": state, "lag_entries": primary["lag_entries"], "lag_s": primary["lag_s"]}
 
-    def _own_picture(self, status: dict[str, Any], reason: str) -> dict[str, Any]:
+    def _own_picture(
+        self, status: dict[str, Any], reason: str, primary_name: str | None, *, source: str = "self"
+    ) -> dict[str, Any]:
         """What this node knows without its primary."""
+        is_asking = source == "asking"
         primary_address = status["primary"]["address"] if status["primary"] is not None else None
         nodes = []
         for member in status["members"]:
             if member["name"] == status["name"]:
                 continue
-            is_primary = member["address"] == primary_address
+            if primary_name is not None:
+                is_primary = member["name"] == primary_name
+            else:
+                is_primary = member["address"] == primary_address
+            known = "no_answer" if is_primary else "unknown"
             nodes.append(
                 {
                     "name": member["name"],
                     "address": member["address"],
                     "role": "primary" if is_primary else "member",
-                    "state": "no_answer" if is_primary else "unknown",
+                    "state": "asking" if is_asking else known,
                     "is_self": False,
                 }
             )
         nodes.sort(key=lambda node: node["role"] != "primary")
-        return {"nodes": [*nodes, self._own_line(status)], "source": "self", "reason": reason}
+        return {"nodes": [*nodes, self._own_line(status)], "source": source, "reason": reason}

@@ -139,8 +139,12 @@ def _watched() -> dict[str, Any]:
         "cluster": object_of(
             {
                 "nodes": list_of("ClusterNode", "The primary first."),
-                "source": {"enum": ["self", "primary"], "description": "Who knows that."},
-                "reason": told(TEXT, "Only if this node cannot know better: why."),
+                "source": {
+                    "enum": ["self", "primary", "asking"],
+                    "description": "Who knows that. Asking: this node, a replica that has just asked its primary; soon "
+                    "it knows more.",
+                },
+                "reason": told(TEXT, "Only if this node does not know better: why."),
             },
             optional=("reason",),
             description="All nodes, as far as this one can know.",
@@ -163,9 +167,11 @@ def _cluster_node() -> dict[str, Any]:
                     "reigning",
                     "superseded",
                     "following",
+                    "asking",
                     "no_answer",
                     "unknown",
-                ]
+                ],
+                "description": "Asking: the primary was asked for it, and has had no time to answer.",
             },
             "is_self": told(FLAG, "Whether it is the node that tells this."),
             "applied_seq": SEQ,

@@ -9,6 +9,7 @@ const TONES = {
   following: "good",
   catching_up: "busy",
   full_sync: "busy",
+  asking: "busy",
   connecting: "busy",
   disconnected: "bad",
   superseded: "bad",
@@ -37,12 +38,16 @@ export class ClusterTable {
 
   /** @param {object} cluster  the member `cluster` of a status event */
   show(cluster) {
+    const isAsking = cluster.source === "asking";
     const rows = new Map();
     for (const node of [...cluster.nodes].sort(inOrder)) {
-      const known = this.rows.get(node.name);
-      const row = known ?? new Row();
-      if (known && known.state !== node.state) {
-        this.announce(`${node.name} is ${inWords(node.state)}`);
+      const row = this.rows.get(node.name) ?? new Row();
+      // While the primary is asked, nobody knows of a change: what is said of a node then is compared with nothing.
+      if (!isAsking) {
+        if (row.known !== null && row.known !== node.state) {
+          this.announce(`${node.name} is ${inWords(node.state)}`);
+        }
+        row.known = node.state;
       }
       row.show(node);
       rows.set(node.name, row);
@@ -53,13 +58,14 @@ export class ClusterTable {
       this.body.replaceChildren(...wanted);
     }
     setText(this.source, cluster.reason ?? (cluster.source === "primary" ? "as the primary sees it" : "as this node, the primary, sees it"));
-    this.source.classList.toggle("warned", Boolean(cluster.reason));
+    this.source.classList.toggle("warned", Boolean(cluster.reason) && !isAsking);
   }
 }
 
 class Row {
   constructor() {
-    this.state = null;
+    /** The last state that is not of a moment at which the primary was only asked; null = there was none. */
+    this.known = null;
     this.cells = {};
     this.line = element("tr");
     this.line.setAttribute("role", "row");
@@ -83,7 +89,6 @@ class Row {
 
   /** @param {object} node */
   show(node) {
-    this.state = node.state;
     this.line.dataset.name = node.name;
     this.line.dataset.state = node.state;
     const { cells } = this;

@@ -78,12 +78,19 @@ async def drawn_otherwise(picture: ClusterPicture, status: dict[str, Any], befor
     return drawn
 
 
+def assert_asking(drawn: dict[str, Any], server: PeerServer) -> None:
+    """A primary that has had no time to answer is not said to be away."""
+    assert (drawn["source"], drawn["reason"]) == ("asking", f"asking the primary at {server.address}")
+    assert {state for name, (_, state) in states(drawn).items() if name != "r1"} == {"asking"}
+    own = drawn["nodes"][-1]
+    assert (own["name"], own["is_self"], own["state"]) == ("r1", True, "following")
+
+
 async def follow(shared: Shared, server: PeerServer, *answers: Message, **members: Any) -> dict[str, Any]:
     """What a replica shows when its primary has answered so."""
     picture, status = ClusterPicture(shared), of_replica(server.address, **members)
     before = picture.draw(status)
-    assert before["source"] == "self"
-    assert "it was not asked yet" in before["reason"]
+    assert_asking(before, server)
     await asked(server, *answers)
     return await drawn_otherwise(picture, status, before)
 
@@ -204,22 +211,54 @@ async def test_an_old_answer_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> No
         await asked(server, told(OF_PRIMARY))
         assert (await drawn_otherwise(picture, status, before))["source"] == "primary"
         monkeypatch.setattr(picture_module, "_FRESH_S", -1.0)
-        assert picture.draw(status)["source"] == "self"
+        assert_asking(picture.draw(status), server)
         picture.stop()
         await turns()
+
+
+async def test_an_old_trouble_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_module, "_ASK_S", 0.0)
+    async with sharing(role="replica") as shared, PeerServer() as server:
+        picture, status = ClusterPicture(shared), of_replica(server.address)
+        before = picture.draw(status)
+        await asked(server, Error("draining", "it is stopping"))
+        drawn = await drawn_otherwise(picture, status, before)
+        assert "does not answer: it is stopping" in drawn["reason"]
+        monkeypatch.setattr(picture_module, "_FRESH_S", -1.0)
+        assert_asking(picture.draw(status), server)
+        monkeypatch.setattr(picture_module, "_FRESH_S", PATIENCE_S)
+        # While it is asked over and over, a trouble is told until there is an answer.
+        assert picture.draw(status) == drawn
+        await asked(server, told(OF_PRIMARY))
+        assert (await drawn_otherwise(picture, status, drawn))["source"] == "primary"
+
+
+async def test_a_primary_under_another_address_than_the_members_know_is_known_by_its_name() -> None:
+    async with sharing(role="replica") as shared, PeerServer() as server:
+        picture, status = ClusterPicture(shared), of_replica(server.address)
+        before = picture.draw(status, "p1")
+        assert states(before)["p1"] == ("primary", "asking")
+        await asked(server, Error("draining", "it is stopping"))
+        async with asyncio.timeout(PATIENCE_S):
+            while (drawn := picture.draw(status, "p1")) == before:
+                await turns(1)
+    assert states(drawn) == {
+        "p1": ("primary", "no_answer"),
+        "r2": ("member", "unknown"),
+        "r1": ("replica", "following"),
+    }
 
 
 async def test_another_primary_is_asked_at_once() -> None:
     async with sharing(role="replica") as shared, PeerServer() as first, PeerServer() as second:
         picture = ClusterPicture(shared)
-        before = picture.draw(of_replica(first.address))
+        assert_asking(picture.draw(of_replica(first.address)), first)
         peer = await asked(first)
         status = of_replica(second.address)
-        assert "it was not asked yet" in picture.draw(status)["reason"]
+        assert_asking(picture.draw(status), second)
         await asked(second, told(OF_PRIMARY | {"name": "p2"}))
         drawn = await drawn_otherwise(picture, status, picture.draw(status))
         assert states(drawn)["p2"] == ("primary", "reigning")
-        assert before["source"] == "self"
         assert await peer.rest() == []
 
 
