@@ -49,7 +49,7 @@ async def join(config: Config, fs: Fs, primary: Address, log: EventLog) -> None:
     found = await _reach(primary, identity, log)
     history = StateFiles(fs, Layout(config.data)).load_history() or History()
     _check(found, identity, history, primary)
-    become_replica(config, fs, found.welcome.cluster_id, primary)
+    become_replica(config, fs, found.welcome.cluster_id, primary, found.welcome.node_id)
     log.info("joined", primary=primary, name=found.welcome.name, cluster_id=found.welcome.cluster_id.hex())
 
 
@@ -83,8 +83,10 @@ def _check(found: Found, identity: Identity | None, history: History, primary: A
         )
     if identity is None or identity.role != "primary" or identity.superseded_term is not None:
         return
-    # Whoever starts nodes may run the command that once made this one a replica, long after it was promoted.
-    if found.term < own_term or (found.term == own_term and identity.promoted_from == str(primary)):
+    # Whoever starts nodes may run the command that once made this one a replica, long after it was promoted. A primary
+    # that has followed this node since reigns again because it was promoted last, and is one to follow.
+    is_unaware = identity.is_promoted_over(welcome.node_id, str(primary))
+    if found.term < own_term or (found.term == own_term and is_unaware):
         raise JoinRefused(
             "stale_primary",
             f"this node has reigned with term {own_term} since, {welcome.name} at {primary} only with {found.term}",
@@ -111,7 +113,11 @@ async def later_term(opened: OpenedDirectory, log: EventLog) -> tuple[int | None
         address: answer.term
         for address, answer in found.items()
         if answer.term > own_term
-        or (answer.term == own_term and answer.welcome.role is Role.PRIMARY and identity.promoted_from != str(address))
+        or (
+            answer.term == own_term
+            and answer.welcome.role is Role.PRIMARY
+            and not identity.is_promoted_over(answer.welcome.node_id, str(address))
+        )
     }
     if not later:
         return None, highest

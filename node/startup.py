@@ -142,11 +142,12 @@ def load_identity(config: Config, fs: Fs) -> Identity | None:
     return identity
 
 
-def become_replica(config: Config, fs: Fs, cluster_id: bytes, primary: Address) -> None:
+def become_replica(config: Config, fs: Fs, cluster_id: bytes, primary: Address, primary_id: bytes) -> None:
     """Make the directory a replica's that follows `primary`; its log and data stay as they are.
 
     Args:
         cluster_id: of the primary; a directory that has one already has the same.
+        primary_id: the node id of who answers there.
 
     Raises:
         As `load_identity` does.
@@ -155,10 +156,17 @@ def become_replica(config: Config, fs: Fs, cluster_id: bytes, primary: Address) 
     identity = load_identity(config, fs)
     if identity is None:
         node_id, name = _new_node(config)
-        identity = Identity(node_id, name, cluster_id.hex(), "replica", str(primary))
-    else:
-        identity = replace(identity, role="replica", primary=str(primary), superseded_term=None, promoted_from=None)
-    files.save_identity(identity)
+        identity = Identity(node_id, name, cluster_id.hex(), "replica")
+    follows = replace(
+        identity,
+        role="replica",
+        primary=str(primary),
+        primary_id=primary_id.hex(),
+        superseded_term=None,
+        promoted_from=None,
+        promoted_from_id=None,
+    )
+    files.save_identity(follows)
 
 
 def _identify(config: Config, fs: Fs, layout: Layout, files: StateFiles) -> Identity:

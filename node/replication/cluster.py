@@ -47,6 +47,7 @@ from kvnode.node.replication.reign import Reign, not_primary
 from kvnode.node.replication.replicadisk import ReplicaDisk
 from kvnode.node.replication.serving import ClientSession
 from kvnode.node.replication.survey import survey
+from kvnode.node.storage.datadir import Identity
 from kvnode.node.storage.replicafiles import ReplicaFiles
 from kvnode.node.store import Store
 from kvnode.protocol.fields import LogRecord, Member
@@ -191,9 +192,31 @@ class Cluster:
         self._store.end_reign(lambda: NotPrimary(self._why_not_primary() or "this node's role is changing"))
         found = await self._replica_disk.found()
         self._following = Following(
-            shared, self._replica_disk, found, primary, self._following_failed, self._on_failure
+            shared, self._replica_disk, found, primary, self._streamed_by, self._following_failed, self._on_failure
         )
         self._forwarder = Forwarder(shared, primary)
+
+    def _streamed_by(self, primary_id: bytes) -> None:
+        """Remember who the primary is: its address may have many spellings, and another node may take it over."""
+        identity = self._shared.identity
+        if identity.primary_id != primary_id.hex():
+            self._note(replace(identity, primary_id=primary_id.hex()))
+
+    def _reigns_no_more(self, node_id: bytes, address: str) -> None:
+        """A node follows, or has been superseded: it reigns again only if it is promoted, and then later than this."""
+        identity = self._shared.identity
+        if identity.is_promoted_over(node_id, address):
+            self._note(replace(identity, promoted_from=None, promoted_from_id=None))
+
+    def _note(self, identity: Identity) -> None:
+        """Know something more of other nodes, and save it; what cannot be saved is learned again after a start."""
+        shared = self._shared
+        shared.identity = identity
+        shared.disk.submit(
+            lambda: shared.files.save_identity(identity),
+            lambda _: None,
+            lambda error: shared.log.warning("identity_not_saved", reason=str(error)),
+        )
 
     def _following_failed(self, code: str, message: str) -> None:
         following = self._following
@@ -219,6 +242,9 @@ class Cluster:
             if later_term is not None:
                 self._superseded(later_term)
             else:
+                for node_id, (address, found) in seen.found.items():
+                    if found.welcome.role is not Role.PRIMARY:
+                        self._reigns_no_more(node_id, str(address))
                 self._watch_alarm.set(self._shared.loop.time() + _WATCH_S)
 
     def _superseded(self, term: int) -> None:
@@ -311,10 +337,7 @@ class Cluster:
         seen_term = max(own_term, seen_term)
         epoch = Epoch.of(1 + seen_term, secrets.randbits(32))
         history = reigns_until(store.history, last_seq).begin(epoch, last_seq + 1)
-        promoted_from = shared.identity.primary or shared.identity.promoted_from
-        identity = replace(
-            shared.identity, role="primary", primary=None, superseded_term=None, promoted_from=promoted_from
-        )
+        identity = _as_primary(shared.identity)
 
         def save() -> None:
             # A crash in between leaves a replica, or a primary that begins a new epoch at its start. Before it is one,
@@ -457,7 +480,9 @@ class Cluster:
             self._observers.add(observer)
             link.owner = observer
         elif hello.purpose is Purpose.REPLICA and reign is not None:
-            link.owner = reign.begin_feed(link, hello, _reachable(hello.address, link.peer_host))
+            address = _reachable(hello.address, link.peer_host)
+            link.owner = reign.begin_feed(link, hello, address)
+            self._reigns_no_more(hello.node_id, address)
         else:
             link.owner = ClientSession(
                 shared, link, store, self._forwarded(hello.node_id), self._answer_status, self._why_not_primary
@@ -514,7 +539,9 @@ class Cluster:
         Args:
             status: this node's /status.
         """
-        return self._picture.draw(status)
+        primary_id = self._shared.identity.primary_id
+        known = [each.name for each in self._members.all if each.node_id.hex() == primary_id]
+        return self._picture.draw(status, known[0] if known else None)
 
     def _status_of_primary(self) -> dict[str, Any] | None:
         following = self._following
@@ -583,6 +610,13 @@ def _reachable(address: str, seen_host: str) -> str:
         return ""
     parsed = Address.parse(address)
     return str(Address(seen_host, parsed.port)) if parsed.host in _WILDCARDS else address
+
+
+def _as_primary(identity: Identity) -> Identity:
+    """A node that was promoted; a primary that was superseded still has in mind whom it was promoted over before."""
+    if identity.primary is not None:
+        identity = replace(identity, promoted_from=identity.primary, promoted_from_id=identity.primary_id)
+    return replace(identity, role="primary", primary=None, primary_id=None, superseded_term=None)
 
 
 def _without_unknown(history: History, last_seq: Seq, seen_term: int) -> History:

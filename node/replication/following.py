@@ -15,7 +15,7 @@ from kvnode.node.replication.connecting import connect
 from kvnode.node.replication.link import PeerLink
 from kvnode.node.replication.ports import Shared
 from kvnode.node.replication.replicadisk import ReplicaDisk
-from kvnode.protocol.messages import MAX_VERSION, MIN_VERSION, Hello, Message, Ping, Purpose
+from kvnode.protocol.messages import MAX_VERSION, MIN_VERSION, Hello, Message, Ping, Purpose, Welcome
 from kvnode.protocol.replica import Follower, FollowerDisk, FollowerState
 from kvnode.protocol.replica_events import (
     AppendEntries,
@@ -82,6 +82,7 @@ class Following:
         disk: ReplicaDisk,
         found: FollowerDisk,
         primary: Address,
+        on_streamed: Callable[[bytes], None],
         on_error: Callable[[str, str], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -89,6 +90,7 @@ class Following:
 
         Args:
             found: what is on the disk.
+            on_streamed: told the primary's node id in each session, once entries may flow.
             on_error: told of each failed attempt to follow, with a code and a message.
             on_failure: told once when the disk fails in a way after which the process must end.
         """
@@ -97,6 +99,7 @@ class Following:
         self._shared = shared
         self._disk = disk
         self._primary = primary
+        self._on_streamed = on_streamed
         self._on_error = on_error
         self._on_failure = on_failure
         self._loop = shared.loop
@@ -104,6 +107,8 @@ class Following:
         self._events: deque[ReplicaEvent] = deque()
         self._stepping = False
         self._link: PeerLink | None = None
+        #: who has answered HELLO, until it streams
+        self._greeted_by: bytes | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._serving: bool | None = None
         self._stopping = False
@@ -170,6 +175,8 @@ class Following:
 
     def frame_received(self, link: PeerLink, message: Message) -> None:
         if link is self._link:
+            if isinstance(message, Welcome):
+                self._greeted_by = message.node_id
             self._step(FrameReceived(message))
 
     def link_drained(self, link: PeerLink) -> None:
@@ -202,8 +209,12 @@ class Following:
             self._stepping = False
         self._show_serving()
         self.was_connected |= machine.connected
-        if not self._stopping:
-            self._alarm.set(machine.wake_at)
+        if self._stopping:
+            return
+        self._alarm.set(machine.wake_at)
+        if machine.connected and self._greeted_by is not None:
+            primary_id, self._greeted_by = self._greeted_by, None
+            self._on_streamed(primary_id)
 
     def _tick(self) -> None:
         if self._stopping:

@@ -130,9 +130,12 @@ class Identity:
         name: the node's name in the cluster.
         cluster_id: 32 hex digits, the same for all nodes of a cluster.
         role: "primary" or "replica".
-        primary: HOST:PORT of the primary's peer port, for a replica; else None.
+        primary: HOST:PORT of the primary's peer port, for a replica, as the operator gave it; else None.
+        primary_id: of a replica: the node id of who answers there, 32 hex digits; None while it is not known.
         superseded_term: of a later primary of which this one has learned; None while it knows of none.
-        promoted_from: the `primary` that it followed when it was promoted; None if it was not, or follows again.
+        promoted_from: the `primary` that it followed when it was promoted, as long as that node may not know of it:
+            until this node follows again, or that one was seen to reign no more. Else None.
+        promoted_from_id: the `primary_id` at that time; None if there is no `promoted_from`, or it was not known.
     """
 
     node_id: str
@@ -142,11 +145,24 @@ class Identity:
     primary: str | None = None
     superseded_term: int | None = None
     promoted_from: str | None = None
+    primary_id: str | None = None
+    promoted_from_id: str | None = None
 
     @property
     def cluster_bytes(self) -> bytes:
         """The cluster id as the 16 bytes that segment headers hold."""
         return bytes.fromhex(self.cluster_id)
+
+    def is_promoted_over(self, node_id: bytes, address: str) -> bool:
+        """Whether a node is the primary that this one was promoted over, and may not know of that.
+
+        Args:
+            address: where it was found; it counts only if the node id of that primary is not known, as it may have been
+                followed under another spelling.
+        """
+        if self.promoted_from_id is not None:
+            return self.promoted_from_id == node_id.hex()
+        return self.promoted_from == address
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +264,7 @@ class StateFiles:
     def save_identity(self, identity: Identity) -> None:
         """Replace ``node.json``."""
         state = asdict(identity)
-        for name in ("superseded_term", "promoted_from"):
+        for name in ("superseded_term", "promoted_from", "primary_id", "promoted_from_id"):
             if state[name] is None:
                 # A directory that never needed it stays readable for releases that do not know it.
                 del state[name]
@@ -393,8 +409,9 @@ class StateFiles:
 
 
 def _checked_identity(identity: Identity) -> Identity:
-    if len(identity.cluster_bytes) != 16 or len(bytes.fromhex(identity.node_id)) != 16:
-        raise ValueError("ids are 32 hex digits")
+    for node_id in (identity.cluster_id, identity.node_id, identity.primary_id, identity.promoted_from_id):
+        if node_id is not None:
+            _id(node_id)
     if identity.role not in ("primary", "replica"):
         raise ValueError(f"role {identity.role!r}")
     if identity.superseded_term is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,73 @@ def test_a_promoted_node_does_not_give_way_to_its_old_primary_when_all_are_start
 
 def fenced(nodes: Sequence[NodeProcess]) -> list[NodeProcess]:
     return [node for node in nodes if "fenced" in node.status()]
+
+
+def test_a_promoted_node_knows_its_old_primary_by_any_address(tmp_path: Path) -> None:
+    with Cluster(tmp_path, replicas=1) as cluster:
+        web1, web2 = cluster.nodes
+        put(web1, a=1)
+        web2.stop()
+        web2.join = web1.peer.replace("127.0.0.1", "localhost")
+        assert web2.join != web1.peer
+        web2.start()
+        cluster.wait_following()
+        cluster.agree()
+        web1.kill()
+        # It may be a later process than the one that followed.
+        web2.restart()
+        promote(web2)
+        put(web2, new=2)
+        assert web2.stop() == 0
+        web1.start()
+        web1.wait_ready()
+        assert term(web1) == 2
+        # The old command, in either spelling.
+        for spelling in (web2.join, web1.peer):
+            web2.join = spelling
+            web2.start()
+            assert web2.wait() == 1
+            assert "code=stale_primary" in events(web2, "start_refused")[-1]
+        start(web2)
+        assert put_code(web2) == ""
+        assert term(web2) == 3
+        wait_until(lambda: fenced([web1]), "the old one ends", web1)
+        assert records(web2) == {"a": 1, "new": 2, "asked": "x"}
+
+
+def test_a_node_gives_way_to_its_old_primary_that_was_promoted_after_it(tmp_path: Path) -> None:
+    with Cluster(tmp_path, replicas=1) as cluster:
+        web1, web2 = cluster.nodes
+        put(web1, a=1)
+        cluster.agree()
+        assert web1.stop() == 0
+        promote(web2)
+        join(web1, web2)
+        cluster.wait_following(web1, primary=web2)
+        put(web2, b=2)
+        cluster.agree(web2, web1)
+        assert web2.stop() == 0
+        promote(web1)
+        put(web1, c=3)
+        assert term(web1) == 3
+        # Started while nobody answers, the other one comes to the same term.
+        os.kill(web1.pid, signal.SIGSTOP)
+        try:
+            start(web2)
+            assert term(web2) == 3
+            assert web2.stop() == 0
+        finally:
+            os.kill(web1.pid, signal.SIGCONT)
+        start(web2)
+        assert events(web2, "later_primary_found")
+        assert put_code(web2) == "not_primary"
+        assert put_code(web1) == ""
+        # The command that once made it a replica is the right one again.
+        join(web2, web1)
+        cluster.wait_following()
+        cluster.agree()
+        assert records(web2) == {"a": 1, "b": 2, "c": 3, "asked": "x"}
+        assert "diverged" not in web2.status()
 
 
 def test_of_two_reigns_of_one_term_one_ends_for_good(tmp_path: Path) -> None:

@@ -253,6 +253,7 @@ def make_identity(role: str = "primary", **changes: Any) -> Identity:
         "cluster_id": CLUSTER_ID.hex(),
         "role": role,
         "primary": None if role == "primary" else "127.0.0.1:1",
+        "primary_id": None if role == "primary" else (b"p" * 16).hex(),
     }
     return Identity(**{**fields, **changes})
 

@@ -36,6 +36,7 @@ class ReplicaRig:
     """A replica whose clock the test moves.
 
     Attributes:
+        primaries: the node ids that `on_streamed` was told, in order.
         errors: what `on_error` was told, in order.
         failures: what ends the process.
     """
@@ -45,6 +46,7 @@ class ReplicaRig:
         self.opened = opened
         self.shared = shared
         self.server = server
+        self.primaries: list[bytes] = []
         self.errors: list[tuple[str, str]] = []
         self.failures: list[BaseException] = []
         self.members = StoredMembers(shared.files, shared.disk)
@@ -58,6 +60,7 @@ class ReplicaRig:
             self.disk,
             await self.disk.found(),
             primary,
+            self.primaries.append,
             lambda code, message: self.errors.append((code, message)),
             self.failures.append,
         )

@@ -22,7 +22,7 @@ from support.crash_plan import KEPT, Failure
 from support.events import CapturedEvents
 from support.fake_replicated_store import make_identity
 from support.holds import turns
-from support.peers import CLUSTER_ID, PATIENCE_S, Peer, PeerServer, until, welcome
+from support.peers import CLUSTER_ID, PATIENCE_S, PRIMARY_ID, Peer, PeerServer, until, welcome
 from support.simulated_node import LAYOUT, Machine, tiny_config
 
 ON_BOTH_LOOPS = True
@@ -107,6 +107,7 @@ async def test_a_new_directory_becomes_a_replicas() -> None:
         assert (hello.purpose, hello.cluster_id) == (Purpose.PROBE, b"")
         identity = await at.done()
         assert (identity.name, identity.role, identity.primary) == ("r1", "replica", str(server.address))
+        assert identity.primary_id == PRIMARY_ID.hex()
         assert identity.cluster_bytes == CLUSTER_ID
         assert at.log.fields_of("joined") == {
             "primary": server.address,
@@ -133,11 +134,20 @@ async def test_a_replica_follows_another_address() -> None:
 
 
 async def test_a_former_primary_becomes_a_replica_of_a_later_one() -> None:
-    was = make_identity("primary", node_id=b"o".hex() * 16, superseded_term=3)
+    promoted = {"promoted_from": "127.0.0.1:1", "promoted_from_id": "01" * 16}
+    was = make_identity("primary", node_id=b"o".hex() * 16, superseded_term=3, **promoted)
     async with joins(known(was, History((Reign(Epoch.of(2, 1), 1),)))) as (at, server):
         await answer(server, welcome(5))
         identity = await at.done()
-        assert identity == replace(was, role="replica", primary=str(server.address), superseded_term=None)
+        assert identity == replace(
+            was,
+            role="replica",
+            primary=str(server.address),
+            primary_id=PRIMARY_ID.hex(),
+            superseded_term=None,
+            promoted_from=None,
+            promoted_from_id=None,
+        )
 
 
 # ---- waiting ---------------------------------------------------------------------------------------------------
@@ -258,14 +268,36 @@ async def test_a_copy_of_the_primarys_directory_is_refused() -> None:
         assert "copied directory cannot join" in str(error.hint)
 
 
+#: What a node that was promoted remembers of the primary before: HERE is the address where that answers now.
+HERE = "HERE"
+UNKNOWING: list[dict[str, str]] = [
+    {"promoted_from": HERE},
+    {"promoted_from": HERE, "promoted_from_id": PRIMARY_ID.hex()},
+    {"promoted_from": "localhost:1", "promoted_from_id": PRIMARY_ID.hex()},
+]
+OTHERS: list[dict[str, str]] = [
+    {},
+    {"promoted_from": "localhost:1"},
+    {"promoted_from": HERE, "promoted_from_id": "02" * 16},
+]
+
+
+def promoted_over(fields: dict[str, str], address: Address) -> dict[str, str]:
+    return {name: str(address) if text == HERE else text for name, text in fields.items()}
+
+
 @pytest.mark.parametrize(
-    ("term", "promoted_from", "code"),
-    [(2, None, "stale_primary"), (3, "its address", "stale_primary"), (3, None, None), (4, "its address", None)],
+    ("term", "fields", "code"),
+    [
+        *((3, fields, "stale_primary") for fields in UNKNOWING),
+        *((3, fields, None) for fields in OTHERS),
+        (2, {}, "stale_primary"),
+        (4, UNKNOWING[1], None),
+    ],
 )
-async def test_a_primary_follows_no_earlier_one(term: int, promoted_from: str | None, code: str | None) -> None:
+async def test_a_primary_follows_no_earlier_one(term: int, fields: dict[str, str], code: str | None) -> None:
     async with PeerServer() as server:
-        address = str(server.address) if promoted_from else None
-        identity = make_identity("primary", node_id=b"o".hex() * 16, promoted_from=address)
+        identity = make_identity("primary", node_id=b"o".hex() * 16, **promoted_over(fields, server.address))
         at = Joining(known(identity, History((Reign(Epoch.of(3, 1), 1),))), server.address)
         await answer(server, welcome(5, History((Reign(Epoch.of(term, 2), 1),))))
         if code is None:
@@ -378,12 +410,21 @@ async def test_another_primary_of_the_same_term_goes_on() -> None:
         assert await at.ask() == (1, 1)
 
 
-async def test_the_primary_that_this_node_was_promoted_over_is_none_to_give_way_to() -> None:
+@pytest.mark.parametrize("fields", UNKNOWING)
+async def test_the_primary_that_this_node_was_promoted_over_is_none_to_give_way_to(fields: dict[str, str]) -> None:
     """It came back when nobody could tell it of the promotion, and so began a reign of the same term."""
     async with members() as at:
         address = await at.add(seen(1, Role.PRIMARY))
-        at.opened.identity = replace(at.opened.identity, promoted_from=str(address))
+        at.opened.identity = replace(at.opened.identity, **promoted_over(fields, address))
         assert await at.ask() == (None, 1)
+
+
+@pytest.mark.parametrize("fields", OTHERS)
+async def test_to_every_other_one_of_the_same_term_it_gives_way(fields: dict[str, str]) -> None:
+    async with members() as at:
+        address = await at.add(seen(1, Role.PRIMARY))
+        at.opened.identity = replace(at.opened.identity, **promoted_over(fields, address))
+        assert await at.ask() == (1, 1)
 
 
 async def test_one_that_reigns_with_a_later_term_is_given_way_to_even_so() -> None:

@@ -443,7 +443,12 @@ async def test_who_has_reigned_since_does_not_follow_an_older_primary(
             assert after is not None
             assert before is not None
             assert after == replace(
-                before, role="replica", primary=str(far.address), superseded_term=None, promoted_from=None
+                before,
+                role="replica",
+                primary=str(far.address),
+                primary_id=PRIMARY_ID.hex(),
+                superseded_term=None,
+                promoted_from=None,
             )
         else:
             with pytest.raises(JoinRefused) as refused:

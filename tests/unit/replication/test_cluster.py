@@ -1,6 +1,7 @@
 """A node among others: who is let in, where reads and writes go, and what a later primary ends."""
 
 import asyncio
+import errno
 import json
 from contextlib import AsyncExitStack
 from typing import Any
@@ -18,6 +19,7 @@ from kvnode.node.errors import (
     OutcomeUnknown,
 )
 from kvnode.node.replication import cluster as cluster_module
+from kvnode.node.storage.datadir import StateFiles
 from kvnode.protocol.fields import Member
 from kvnode.protocol.messages import (
     Ack,
@@ -38,12 +40,14 @@ from kvnode.protocol.messages import (
 from kvnode.protocol.messages import ReadResult as ReadResultFrame
 from kvnode.protocol.messages import WriteResult as WriteResultFrame
 from kvnode.protocol.types import Epoch, History, Position, put
-from support.cluster_node import member, replica, running
-from support.crash_plan import KEPT
+from support.cluster_node import Primary, know_members, member, replica, replica_of, running
+from support.crash_plan import KEPT, Failure
+from support.fake_replicated_store import make_identity
 from support.peers import (
     CLUSTER_ID,
     EPOCH,
     HISTORY,
+    PRIMARY_ID,
     REPLICA_ID,
     PeerServer,
     hello,
@@ -52,7 +56,7 @@ from support.peers import (
     subscribe_from,
     welcome,
 )
-from support.simulated_node import Machine
+from support.simulated_node import LAYOUT, Machine
 
 OP = (put(b"k", b'"v"'),)
 
@@ -297,6 +301,55 @@ async def test_a_member_that_cannot_be_asked_is_asked_again(monkeypatch: pytest.
         assert "fenced" not in node.cluster.status()
 
 
+OLD_ID = b"o" * 16
+#: What a node remembers that was promoted.
+PROMOTED = {"promoted_from": "localhost:1", "promoted_from_id": OLD_ID.hex()}
+
+
+def promoted() -> Machine:
+    """A machine with the directory of a node that was promoted over another one."""
+    machine = Machine.new()
+    StateFiles(machine.disk, LAYOUT).save_identity(make_identity(name="n1", **PROMOTED))
+    return machine
+
+
+async def test_a_primary_that_follows_the_one_that_was_promoted_over_it_knows_of_that() -> None:
+    async with running(promoted()) as node:
+        async with node.session(Purpose.REPLICA, node_id=b"x" * 16, name="x1") as (peer, _):
+            peer.send(subscribe_from(0))
+            await peer.take(HistoryFrame)
+        assert node.identity.promoted_from_id == OLD_ID.hex()
+        async with node.session(Purpose.REPLICA, node_id=OLD_ID, name="o1"):
+            await node.until(lambda: node.identity.promoted_from_id is None)
+        assert node.identity.promoted_from is None
+        assert node.identity.role == "primary"
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_a_primary_that_answers_as_one_no_more_knows_of_the_promotion(
+    monkeypatch: pytest.MonkeyPatch, role: Role
+) -> None:
+    monkeypatch.setattr(cluster_module, "_WATCH_S", 0.01)
+    async with member(welcome(0, History(), role, node_id=OLD_ID, name="o1")) as old:
+        machine = know_members(promoted(), Member(OLD_ID, "o1", str(old.server.address)))
+        async with running(machine) as node:
+            await node.until(lambda: len(old.asked) > 2)
+            knows = role is not Role.PRIMARY
+            assert (node.cluster._shared.identity.promoted_from_id is None) is knows
+            if knows:
+                await node.until(lambda: node.identity.promoted_from is None)
+
+
+async def test_what_cannot_be_saved_of_another_node_ends_nothing() -> None:
+    machine = promoted()
+    async with running(machine) as node:
+        machine.plan.failures.append(Failure(errno.ENOSPC, "write_at", "*node.json*"))
+        async with node.session(Purpose.REPLICA, node_id=OLD_ID, name="o1"):
+            await node.until(lambda: "identity_not_saved" in node.captured.names())
+        assert node.identity.promoted_from_id == OLD_ID.hex()
+        assert node.failure is None
+
+
 # ---- the replica -----------------------------------------------------------------------------------------------
 
 
@@ -310,6 +363,28 @@ async def test_a_replica_forwards_writes_and_answers_when_it_has_them() -> None:
         assert await future == WriteResult(Position(EPOCH, 1), 0)
         record = (await node.cluster.read(b"k1")).record
         assert record is not None
+
+
+@pytest.mark.parametrize("before", [None, "01" * 16])
+async def test_a_replica_remembers_who_its_primary_is(before: str | None, soon: None) -> None:
+    async with PeerServer() as server:
+        primary = Primary(server, HISTORY)
+        async with running(replica_of(server.address, primary_id=before), name="r1") as node:
+            await primary.attach()
+            await node.until(lambda: node.identity.primary_id == PRIMARY_ID.hex())
+            server.stop()
+            await node.cluster.promote(force=True)
+            identity = node.identity
+            assert (identity.promoted_from, identity.promoted_from_id) == (str(server.address), PRIMARY_ID.hex())
+            assert (identity.primary, identity.primary_id) == (None, None)
+
+
+async def test_a_replica_shows_its_primary_whatever_the_members_call_its_address() -> None:
+    async with replica() as (node, primary):
+        await primary.send(1, 1)
+        assert Member(PRIMARY_ID, "p1", "") in node.cluster._members.all
+        drawn = node.node.watched()["cluster"]
+        assert [(each["name"], each["role"]) for each in drawn["nodes"]] == [("p1", "primary"), ("r1", "replica")]
 
 
 async def test_a_replica_says_what_it_is() -> None:

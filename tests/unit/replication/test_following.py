@@ -34,6 +34,7 @@ from support.peers import (
     EPOCH,
     HISTORY,
     MEMBERS,
+    PRIMARY_ID,
     REPLICA_ID,
     Peer,
     record,
@@ -244,6 +245,8 @@ async def test_a_lost_connection_is_made_again(when: str, end: str) -> None:
         assert {code for code, _ in at.errors} == {"disconnected"}
         peer, _ = await at.streamed()
         await send_entries(peer, 1, 1)
+        # Only one that streams is known to be the primary.
+        assert at.primaries == [PRIMARY_ID] * (4 if when == "streaming" else 1)
 
 
 async def test_a_port_that_ends_each_connection_at_once_never_holds_it_up() -> None:

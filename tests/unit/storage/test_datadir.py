@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ CONTENTS: dict[str, list[Any]] = {
         IDENTITY,
         Identity("00" * 16, "größe", "ff" * 16, "primary"),
         Identity("00" * 16, "n1", "ff" * 16, "primary", superseded_term=2**32 - 1),
+        Identity("00" * 16, "n1", "ff" * 16, "primary", promoted_from="a:1"),
+        Identity("00" * 16, "n1", "ff" * 16, "primary", promoted_from="a:1", promoted_from_id="01" * 16),
+        Identity("00" * 16, "n1", "ff" * 16, "replica", "a:1", primary_id="01" * 16),
     ],
     "history": [History(), History((Reign(Epoch.of(1, 5), 1), Reign(Epoch.of(2**32 - 1, 2**32 - 1), 2**63)))],
     "members": [(), (Member("ab" * 16, "n1"), Member("cd" * 16, "n2"))],
@@ -79,6 +83,22 @@ def test_content_is_durable_and_read_back(name: str, content: object) -> None:
 
 def test_ids_are_bytes_in_hex() -> None:
     assert IDENTITY.cluster_bytes == b"\xcd" * 16
+
+
+@pytest.mark.parametrize(
+    ("promoted_from", "promoted_from_id", "is_it"),
+    [
+        (None, None, False),
+        ("a:1", None, True),
+        ("b:1", None, False),
+        # Its address may be spelled in many ways, and another node may have it now.
+        ("b:1", "01" * 16, True),
+        ("a:1", "02" * 16, False),
+    ],
+)
+def test_whom_it_was_promoted_over(promoted_from: str | None, promoted_from_id: str | None, is_it: bool) -> None:
+    identity = replace(IDENTITY, promoted_from=promoted_from, promoted_from_id=promoted_from_id)
+    assert identity.is_promoted_over(b"\x01" * 16, "a:1") is is_it
 
 
 @pytest.mark.parametrize(
@@ -116,6 +136,8 @@ def test_ids_are_bytes_in_hex() -> None:
         ("node.json", {**STATE, "superseded_term": "1"}),
         ("node.json", {**STATE, "superseded_term": -1}),
         ("node.json", {**STATE, "superseded_term": 2**32}),
+        ("node.json", {**STATE, "primary_id": "ab" * 15}),
+        ("node.json", {**STATE, "promoted_from_id": 5}),
         ("serve_from", {}),
         ("serve_from", {"latest": ["1.00000001"]}),
         ("serve_from", {"latest": ["1.00000001", -1]}),
