@@ -54,7 +54,8 @@ def reported(ctx: click.Context) -> Iterator[None]:
     try:
         yield
         # What the interpreter flushes at its end can no longer be answered for.
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.NoSuchOption as error:
         hint = did_you_mean(error.option_name, error.possibilities or ())
         raise WrongUsage(error.message, error.ctx, hint=hint) from error
@@ -109,9 +110,9 @@ def report(
     _report(ctx, "error", code, message, hint, fields)
 
 
-def warn(ctx: click.Context, code: str, message: str) -> None:
+def warn(ctx: click.Context, code: str, message: str, *, hint: str | None = None) -> None:
     """Print a warning to stderr: the command goes on."""
-    _report(ctx, "warning", code, message, None, None)
+    _report(ctx, "warning", code, message, hint, None)
 
 
 def _report(

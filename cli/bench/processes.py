@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-import uvloop
-
+from kvnode.cli.bench.loop import run, run_until_told
 from kvnode.cli.bench.runner import Outcome, Plan, Run
 from kvnode.cli.errors import CommandFailed
 
@@ -29,28 +30,9 @@ def measure(plan: Plan) -> tuple[Outcome, bool]:
 
     Raises:
         CommandFailed: a process ended without a result.
+        KeyboardInterrupt: it was pressed twice, or before the measurement began.
     """
-    return _measure_here(plan) if plan.processes == 1 else _measure_in_processes(plan)
-
-
-def _measure_here(plan: Plan) -> tuple[Outcome, bool]:
-    async def run() -> tuple[Outcome, bool]:
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-
-        def interrupt() -> None:
-            stop.set()
-            # Whoever presses it again does not want to wait for the results.
-            loop.remove_signal_handler(signal.SIGINT)
-
-        loop.add_signal_handler(signal.SIGINT, interrupt)
-        try:
-            outcome = await Run(plan).run(stop)
-        finally:
-            loop.remove_signal_handler(signal.SIGINT)
-        return outcome, stop.is_set()
-
-    return uvloop.run(run())
+    return run_until_told(Run(plan).run) if plan.processes == 1 else _measure_in_processes(plan)
 
 
 def _measure_in_processes(plan: Plan) -> tuple[Outcome, bool]:
@@ -59,12 +41,15 @@ def _measure_in_processes(plan: Plan) -> tuple[Outcome, bool]:
     shares: list[tuple[BaseProcess, Connection]] = []
     is_interrupted = False
     try:
+        # Starting it lets SIGINT through again, so it has to be there before that is held back.
+        resource_tracker.ensure_running()
         for share in range(plan.processes):
             ours, theirs = context.Pipe()
             process: BaseProcess = context.Process(target=_run_share, args=(plan, share, theirs), daemon=True)
-            process.start()
+            with _interrupts_held_back():
+                process.start()
+                shares.append((process, ours))
             theirs.close()
-            shares.append((process, ours))
         for _, pipe in shares:
             _receive(pipe)
         for _, pipe in shares:
@@ -92,6 +77,20 @@ def _measure_in_processes(plan: Plan) -> tuple[Outcome, bool]:
     return first, is_interrupted
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Keep SIGINT from this process for a moment, and from those that are started meanwhile for ever.
+
+    Ctrl-C reaches all processes of a terminal, and the first one says what it means. The others have to be deaf to it
+    from their beginning: a handler would be late, as Python starts and imports before.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _receive(pipe: Connection) -> object:
     try:
         return pipe.recv()
@@ -101,10 +100,8 @@ def _receive(pipe: Connection) -> object:
 
 def _run_share(plan: Plan, share: int, pipe: Connection) -> None:
     """What a process does: its share, when it is told to."""
-    # Ctrl-C reaches all processes of a terminal; the first one says what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    async def run() -> Outcome:
+    async def measured() -> Outcome:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -122,4 +119,4 @@ def _run_share(plan: Plan, share: int, pipe: Connection) -> None:
     with suppress(EOFError, BrokenPipeError):
         pipe.send(_READY)
         if pipe.recv() == _GO:
-            pipe.send(uvloop.run(run()))
+            pipe.send(run(measured))

@@ -82,6 +82,7 @@ class BenchReport:
             "operations": {name: self._object(tally) for name, tally in self._by_name.items()},
             "all": self._object(self._all),
             "not_begun": self._outcome.not_begun,
+            "unanswered": self._outcome.unanswered,
             "client_busy": round(self.client_busy, 3),
             "latency_precision": PRECISION,
             "deleted": self._deleted,
@@ -113,7 +114,8 @@ class BenchReport:
         where = f" of {count_text(plan.processes, 'process', 'processes')}" if plan.processes > 1 else ""
         yield "load", f"{count_text(plan.connections, 'connection')}{where}, {pace}"
         early = ", ended early" if self._is_interrupted else ""
-        yield "measured", f"{self._outcome.seconds:.1f} s after {plan.warmup_s:g} s of warm-up{early}"
+        warm_up = f" after {plan.warmup_s:g} s of warm-up" if self._outcome.seconds else ""
+        yield "measured", f"{self._outcome.seconds:.1f} s{warm_up}{early}"
 
     def _row(self, name: str, tally: Tally) -> tuple[object, ...]:
         latencies = tally.latencies
@@ -138,6 +140,14 @@ class BenchReport:
             yield "errors", plain(listed, "bold red")
         if not_begun := self._outcome.not_begun:
             yield "not begun", plain(f"{not_begun:,} requests were due and found no connection free", "yellow")
+        if unanswered := self._outcome.unanswered:
+            yield (
+                "unanswered",
+                plain(
+                    f"{count_text(unanswered, 'request')} had no answer yet at the end, and no other number has them",
+                    "yellow",
+                ),
+            )
         is_limit = self.client_busy > _BUSY
         advice = ": it may be what limits the throughput, not the node; try more --processes" if is_limit else ""
         busy = f"busy for {100 * self.client_busy:.0f}% of a core"

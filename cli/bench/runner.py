@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from kvnode.cli.bench.histogram import Histogram
+from kvnode.cli.bench.loop import finish
 from kvnode.cli.bench.target import Target
 from kvnode.cli.bench.workload import Kind, Request, Requests, Workload, value_text
 from kvnode.protocol.errors import KvError
+
+_T = TypeVar("_T")
 
 _NS = 1_000_000_000
 
@@ -21,9 +25,6 @@ _REST_S = 0.05
 
 #: Timers of the event loop are this exact; so a request at a fixed rate begins up to so much too early, not too late.
 _TIMER_S = 0.001
-
-#: How long requests under way may take once the run was told to end.
-_LAST_ANSWERS_S = 1.0
 
 #: Puts of one batch while the key space is filled, and their bytes.
 _FILL_ITEMS = 500
@@ -93,12 +94,19 @@ class Outcome:
         seconds: that were measured, up to the last answer.
         cpu_s: processor time that the clients took meanwhile, of all processes together.
         not_begun: requests of a fixed rate that were due, and for which no connection was free until the end.
+        unanswered: requests that were measured and had no answer yet when the run was told to end; no tally has them.
     """
 
     tallies: dict[Kind, Tally]
     seconds: float
     cpu_s: float
     not_begun: int = 0
+    unanswered: int = 0
+
+    @classmethod
+    def of_nothing(cls, workload: Workload) -> Outcome:
+        """Of a run that ended before it began."""
+        return cls(tallies={kind: Tally() for kind in workload.mix}, seconds=0.0, cpu_s=0.0)
 
     @property
     def all(self) -> Tally:
@@ -115,6 +123,7 @@ class Outcome:
         self.seconds = max(self.seconds, other.seconds)
         self.cpu_s += other.cpu_s
         self.not_begun += other.not_begun
+        self.unanswered += other.unanswered
 
 
 @asynccontextmanager
@@ -145,6 +154,7 @@ class Run:
         self._left = None if plan.requests is None else _part(plan.requests, share, plan.processes)
         self._end = asyncio.Event()
         self._turns = 0
+        self._unanswered = 0
         #: moments on the clock of `perf_counter_ns`
         self._began = self._measured_from = self._deadline = 0
 
@@ -160,20 +170,13 @@ class Run:
                 for number, target in by_number.items()
             ]
             measuring = asyncio.create_task(self._cpu_time_at_the_start())
-            stopping = asyncio.create_task(stop.wait())
-            done = asyncio.gather(*working)
             try:
-                await asyncio.wait((done, stopping), return_when=asyncio.FIRST_COMPLETED)
-                self._end.set()
-                if not done.done():
-                    await asyncio.wait((done,), timeout=_LAST_ANSWERS_S)
-                if done.done():
-                    done.result()
+                # Only when none is left, all are counted that were cancelled.
+                await finish(working, stop, self._end.set)
                 return self._outcome(measuring.result() if measuring.done() else None)
             finally:
-                for task in (stopping, measuring, *working):
-                    task.cancel()
-                await asyncio.gather(stopping, measuring, *working, return_exceptions=True)
+                measuring.cancel()
+                await asyncio.gather(measuring, return_exceptions=True)
 
     async def _cpu_time_at_the_start(self) -> float:
         await asyncio.sleep(self._plan.warmup_s)
@@ -191,6 +194,7 @@ class Run:
             seconds=max(0, now - self._measured_from) / _NS,
             cpu_s=0.0 if cpu_before_s is None else time.process_time() - cpu_before_s,
             not_begun=not_begun,
+            unanswered=self._unanswered,
         )
 
     async def _work(self, target: Target, requests: Requests) -> None:
@@ -213,6 +217,9 @@ class Run:
                     tally.errors[error.code] += 1
                 await asyncio.sleep(_REST_S)
                 continue
+            except asyncio.CancelledError:
+                self._unanswered += is_measured
+                raise
             if is_measured:
                 tally.latencies.record(time.perf_counter_ns() - began)
                 tally.not_found += not answer.is_found
@@ -240,8 +247,8 @@ class Run:
         return self._began + round((turn * self._plan.processes + self._share) * _NS / rate)
 
 
-async def fill(plan: Plan) -> None:
-    """Write every key once.
+async def fill(plan: Plan, stop: asyncio.Event) -> None:
+    """Write every key once; end early once `stop` is set.
 
     Raises:
         KvError: the node took one of the writes not.
@@ -254,40 +261,52 @@ async def fill(plan: Plan) -> None:
     async def work(number: int, target: Target) -> None:
         # Values unlike those that are written later.
         requests = Requests(workload, text, -1 - number)
-        for first in starts:
+        for first in _until(stop, starts):
             items = tuple(requests.fill(first, min(first + per_batch, workload.keys)))
             await target.perform(Request(Kind.BATCH, items[0][0], items), workload)
 
-    await _spread(plan, work)
+    await _spread(plan, stop, work)
 
 
-async def clean_up(plan: Plan) -> int:
-    """Delete the workload's keys, as far as they are there; return how many there were."""
+async def clean_up(plan: Plan, stop: asyncio.Event) -> int:
+    """Delete the workload's keys, as far as they are there; return how many there were.
+
+    Once `stop` is set it ends early, and returns how many it has deleted.
+    """
     deleted = 0
 
     async def work(number: int, target: Target) -> None:
         nonlocal deleted
-        for key in keys:
+        for key in _until(stop, keys):
             answer = await target.perform(Request(Kind.DELETE, key), plan.workload)
             deleted += answer.is_found
 
-    async with targets(plan, range(1)) as by_number:
-        found = await by_number[0].keys(plan.workload)
-    keys = iter(found)
-    await _spread(plan, work)
+    found: set[str] = set()
+
+    async def look(target: Target) -> None:
+        found.update(await target.keys(plan.workload))
+
+    # A node may lag behind the others, but it has what was written through it: together they have all.
+    async with targets(plan, range(min(plan.connections, len(plan.urls)))) as by_number:
+        await finish([asyncio.create_task(look(target)) for target in by_number.values()], stop)
+    keys = iter(sorted(found))
+    await _spread(plan, stop, work)
     return deleted
 
 
-async def _spread(plan: Plan, work: Callable[[int, Target], Awaitable[None]]) -> None:
-    """Do a work that ends by itself on all connections at a time; the first error ends it."""
-    async with targets(plan, range(plan.connections)) as by_number:
-        working = [asyncio.ensure_future(work(number, target)) for number, target in by_number.items()]
+def _until(stop: asyncio.Event, items: Iterator[_T]) -> Iterator[_T]:
+    """The items that are asked for before `stop` is set; several may take turns at the same ones."""
+    while not stop.is_set():
         try:
-            await asyncio.gather(*working)
-        finally:
-            for task in working:
-                task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
+            yield next(items)
+        except StopIteration:
+            return
+
+
+async def _spread(plan: Plan, stop: asyncio.Event, work: Callable[[int, Target], Coroutine[Any, Any, None]]) -> None:
+    """Do a work that ends by itself on all connections at a time; the first error ends it, and `stop` does."""
+    async with targets(plan, range(plan.connections)) as by_number:
+        await finish([asyncio.create_task(work(number, target)) for number, target in by_number.items()], stop)
 
 
 def _part(whole: int, index: int, parts: int) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import click
-import uvloop
 
+from kvnode.cli.bench.loop import run, run_until_told
 from kvnode.cli.bench.processes import measure
 from kvnode.cli.bench.report import BenchReport
-from kvnode.cli.bench.runner import Plan, clean_up, fill, targets
+from kvnode.cli.bench.runner import Outcome, Plan, clean_up, fill, targets
 from kvnode.cli.bench.workload import Distribution, Kind, Workload
 from kvnode.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from kvnode.cli.jsontext import to_json
 from kvnode.cli.options import json_option, nodes_options, text_callback
+from kvnode.cli.reporting import warn
 from kvnode.cli.tables import make_console
 from kvnode.node.config import parse_size
 from kvnode.protocol.errors import KvError
@@ -26,6 +28,9 @@ _T = TypeVar("_T")
 _SECONDS = 10.0
 
 _DEFAULT_MIX = "put=50,get=50"
+
+#: What deletes the keys that a run left.
+_CLEAN_UP_HINT = "run it again with the same options, --cleanup, --no-fill and --requests 1: it deletes what is left"
 
 
 def _parsed(parse: Callable[[str], _T]) -> Callable[[click.Context, click.Parameter, str], _T]:
@@ -242,31 +247,32 @@ def bench(ctx: click.Context, /, as_json: bool, cleanup: bool, is_filled: bool |
     thousand requests a second, less than a node can answer. The report says how busy it was. Where that is
     near 100%, use --processes, a machine of its own, or a tool in C such as wrk to find the node's limit.
 
-    Ctrl-C ends it early, with the results so far and exit code 130. Exit code 1: a request failed.
+    Ctrl-C ends it early, with the results so far and exit code 130; with --cleanup the keys are deleted then. Pressed
+    again it breaks off what is being done, and says if keys are left. Exit code 1: a request failed.
     """
     plan = _plan(**options)
     if is_filled is None:
         is_filled = not plan.workload.mix.keys().isdisjoint({Kind.GET, Kind.RANGE})
-    nodes = uvloop.run(_look(plan))
-    if is_filled:
-        _tell(f"writing {plan.workload.keys:,} keys ...")
-        try:
-            uvloop.run(fill(plan))
-        except KvError as error:
-            way_out = "--no-fill leaves out to write all keys once before the measurement"
-            error.hint = f"{way_out}; {error.hint}" if error.hint else way_out
-            raise
-    _tell("measuring; Ctrl-C ends it with the results so far ...")
-    outcome, is_interrupted = measure(plan)
-    deleted, not_deleted = None, None
+    nodes = run(partial(_look, plan))
+    try:
+        outcome, is_interrupted = _measured(plan, is_filled)
+    except KeyboardInterrupt:
+        if cleanup:
+            _tell_left(ctx, plan)
+        raise
+    deleted: int | None = None
+    not_deleted: KvError | None = None
+    is_left = False
     if cleanup:
         _tell("deleting the keys ...")
+        # Whatever ends it, the results are shown: they cannot be had again.
         try:
-            deleted = uvloop.run(clean_up(plan))
+            deleted, is_left = run_until_told(partial(clean_up, plan))
         except KvError as error:
-            # The results come first: they cannot be had again.
-            error.hint = "run it again with the same options, --cleanup and --requests 1: it deletes what is left"
+            error.hint = _CLEAN_UP_HINT
             not_deleted = error
+        except KeyboardInterrupt:
+            is_left = True
     report = BenchReport(plan, nodes, outcome, is_interrupted=is_interrupted, deleted=deleted)
     if as_json:
         click.echo(to_json(report.to_json()))
@@ -276,10 +282,36 @@ def bench(ctx: click.Context, /, as_json: bool, cleanup: bool, is_filled: bool |
             console.print(part)
     if not_deleted is not None:
         raise not_deleted
-    if is_interrupted:
+    if is_left:
+        _tell_left(ctx, plan)
+    if is_interrupted or is_left:
         ctx.exit(EXIT_INTERRUPTED)
     if report.has_errors:
         ctx.exit(EXIT_FAILED)
+
+
+def _measured(plan: Plan, is_filled: bool) -> tuple[Outcome, bool]:
+    """What was measured, after all keys were written where that is wanted; and whether Ctrl-C ended it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed again.
+    """
+    if is_filled:
+        _tell(f"writing {plan.workload.keys:,} keys ...")
+        try:
+            _, is_interrupted = run_until_told(partial(fill, plan))
+        except KvError as error:
+            way_out = "--no-fill leaves out to write all keys once before the measurement"
+            error.hint = f"{way_out}; {error.hint}" if error.hint else way_out
+            raise
+        if is_interrupted:
+            return Outcome.of_nothing(plan.workload), True
+    _tell("measuring; Ctrl-C ends it with the results so far ...")
+    return measure(plan)
+
+
+def _tell_left(ctx: click.Context, plan: Plan) -> None:
+    warn(ctx, "interrupted", f"keys that begin with {plan.workload.prefix} may be left", hint=_CLEAN_UP_HINT)
 
 
 def _plan(

@@ -1,5 +1,6 @@
 """`kvnode bench` as a user calls it: what it prints, what it refuses, and how it ends."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,12 +10,15 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from kvnode.cli.__main__ import main
+from kvnode.cli.bench.runner import Outcome, Plan
 from kvnode.cli.bench.workload import Kind
 from kvnode.cli.commands.bench import parse_mix, parse_sizes
 from support.stub_server import Answer, StubServer
@@ -41,6 +45,7 @@ def test_the_report(kvnode: Kvnode, stub: StubServer) -> None:
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line}
     assert sum(int(rows[name][1]) for name in ("put", "get", "range")) == int(rows["all"][1]) == 60
     assert "\x1b" not in result.stdout
+    assert [line for line in result.stdout.splitlines() if line.endswith(" ")] == []
     assert len(stub.records) == 40
     assert all(key.startswith("bench/") for key in stub.records)
 
@@ -109,9 +114,11 @@ def test_results_are_shown_also_where_cleaning_up_fails(kvnode: Kvnode, stub: St
 
 
 def test_nobody_there() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-    result = CliRunner().invoke(main, ["bench", "--url", url], catch_exceptions=False)
+    # Bound, so that nobody else gets the port meanwhile, and not listening.
+    with closing(socket.socket()) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        result = CliRunner().invoke(main, ["bench", "--url", url], catch_exceptions=False)
     assert result.exit_code == 1
     assert "(unreachable)\nhint: " in result.stderr
 
@@ -155,6 +162,86 @@ def test_a_mix_and_sizes_are_read() -> None:
     assert parse_sizes("4KiB") == (4096, 4096)
 
 
+@pytest.mark.parametrize(("cleanup", "said"), [([], ""), (["--cleanup"], "keys that begin with bench/ may be left")])
+def test_ctrl_c_pressed_again_says_that_keys_are_left_where_they_should_not_be(
+    kvnode: Kvnode, monkeypatch: pytest.MonkeyPatch, cleanup: list[str], said: str
+) -> None:
+    def broken_off(plan: Plan) -> tuple[Outcome, bool]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kvnode.cli.commands.bench.measure", broken_off)
+    result = kvnode(*SHORT, "--mix", "put", *cleanup)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert said in result.stderr
+    assert bool(result.stderr) is bool(cleanup)
+    assert ("--cleanup, --no-fill and --requests 1" in result.stderr) is bool(cleanup)
+
+
+def test_results_are_shown_also_where_the_deletion_is_broken_off(
+    kvnode: Kvnode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken_off(plan: Plan, stop: asyncio.Event) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kvnode.cli.commands.bench.clean_up", broken_off)
+    result = kvnode(*SHORT, "--cleanup", "--mix", "put", "--json")
+    assert result.exit_code == 130
+    said = json.loads(result.stdout)
+    assert (said["all"]["count"], said["deleted"]) == (60, None)
+    assert json.loads(result.stderr)["warning"]["code"] == "interrupted"
+
+
+def test_requests_without_an_answer_are_told(kvnode: Kvnode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(plan: Plan) -> tuple[Outcome, bool]:
+        outcome = Outcome.of_nothing(plan.workload)
+        outcome.add(replace(Outcome.of_nothing(plan.workload), unanswered=16))
+        return outcome, True
+
+    monkeypatch.setattr("kvnode.cli.commands.bench.measure", interrupted)
+    result = kvnode(*SHORT, "--mix", "put")
+    assert result.exit_code == 130
+    assert "unanswered  16 requests had no answer yet at the end" in result.stdout
+    assert json.loads(kvnode(*SHORT, "--mix", "put", "--json").stdout)["unanswered"] == 16
+
+
+def interrupted(stub: StubServer, *arguments: str, when: Callable[[], bool]) -> tuple[int, dict[str, Any], str]:
+    """Press Ctrl-C in a benchmark once something is so; its exit code, what it says on stdout, and on stderr."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "kvnode.cli", "bench", "--json", *arguments],
+        env={**os.environ, "KVNODE_URL": stub.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        pause = threading.Event()
+        while process.poll() is None and not when():
+            pause.wait(0.002)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    return process.returncode, json.loads(stdout), stderr.decode()
+
+
+def test_ctrl_c_while_the_keys_are_written_deletes_those_that_are(stub: StubServer) -> None:
+    stub.records["bench/mine"] = (1, "1")
+    options = ("--keys", "100000", "--value-size", "100KiB", "-c", "2", "--cleanup")
+    code, said, stderr = interrupted(stub, *options, when=lambda: len(stub.bodies("/batchput")) >= 3)
+    assert (code, stderr) == (130, "")
+    assert (said["interrupted"], said["all"]["count"], said["seconds"]) == (True, 0, 0)
+    assert 20 <= said["deleted"] < 100_000
+    assert stub.records.keys() == {"bench/mine"}
+
+
+def test_ctrl_c_while_the_keys_are_deleted_shows_the_results_and_says_that_some_are_left(stub: StubServer) -> None:
+    stub.records.update({f"bench/{number:018}": (1, "1") for number in range(5000)})
+    options = ("--mix", "put", "--requests", "20", "--warmup", "0", "--cleanup")
+    code, said, stderr = interrupted(stub, *options, when=lambda: len(stub.bodies("/delete")) >= 3)
+    assert code == 130
+    assert said["all"]["count"] == 20
+    assert said["interrupted"] is False
+    assert 3 <= said["deleted"] < 5000
+    assert len(stub.records) > 0
+    assert json.loads(stderr)["warning"]["code"] == "interrupted"
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_ctrl_c_ends_it_with_the_results_so_far(stub: StubServer, processes: str) -> None:
     command = ["bench", "--seconds", "1000", "--warmup", "0", "--mix", "put", "--json", "--processes", processes]
@@ -171,14 +258,28 @@ def test_ctrl_c_ends_it_with_the_results_so_far(stub: StubServer, processes: str
             if len(stub.bodies("/put")) >= 20:
                 break
             pause.wait(0.005)
+        masks = blocked_signals(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, b"")
+    # Blocked, not ignored: only that can be so from the beginning of a process.
+    assert len(masks) == (int(processes) if processes != "1" else 0)
+    assert all(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
     said = json.loads(stdout)
     assert said["interrupted"] is True
     assert said["workload"]["processes"] == int(processes)
     assert 20 - 16 <= said["all"]["count"] <= len(stub.bodies("/put"))
     assert 0 < said["client_busy"] <= 1.5
+
+
+def blocked_signals(pid: int) -> list[int]:
+    """The signals that each process of a benchmark blocks, as bits, but for the first process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    shares = [
+        Path("/proc") / child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    fields = [dict(line.split(":\t") for line in (share / "status").read_text().splitlines()) for share in shares]
+    return [int(each["SigBlk"], 16) for each in fields]
 
 
 def test_processes_share_the_work(stub: StubServer) -> None:

@@ -1,7 +1,10 @@
 """A run of a benchmark against a stub: what is counted, what is not, and when it ends."""
 
 import asyncio
+import gc
+import socket
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -64,7 +67,7 @@ async def test_reads_count_what_they_read_and_a_missing_key_is_no_error() -> Non
         empty = await run(plan)
         assert empty.tallies[Kind.GET].not_found == empty.tallies[Kind.GET].latencies.count > 0
         assert empty.all.received_bytes == 0
-        await fill(plan)
+        await fill(plan, asyncio.Event())
         assert sorted(stub.records) == [plan.workload.key(number) for number in range(50)]
         full = await run(plan)
     assert full.all.not_found == 0
@@ -161,17 +164,74 @@ async def test_cleaning_up_deletes_its_own_keys_and_no_other() -> None:
         plan = plan_of(stub.url)
         others = ("bench/", "bench/x", "bench/0000000050", "bench/00000000001", "a", "c")
         stub.records.update(dict.fromkeys(others, (1, "1")))
-        await fill(plan)
+        await fill(plan, asyncio.Event())
         assert len(stub.records) == 50 + len(others)
-        assert await clean_up(plan) == 50
+        assert await clean_up(plan, asyncio.Event()) == 50
         assert set(stub.records) == set(others)
-        assert await clean_up(plan) == 0
+        assert await clean_up(plan, asyncio.Event()) == 0
+
+
+async def test_keys_that_only_one_of_the_nodes_has_yet_are_deleted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with StubServer() as ahead, StubServer() as behind:
+
+        class Lagging(Target):
+            async def keys(self, workload: Workload) -> list[str]:
+                return [] if self._client.url == behind.url else await super().keys(workload)
+
+        monkeypatch.setattr("kvnode.cli.bench.runner.Target", Lagging)
+        # What is deleted through either is gone from both.
+        behind.records = ahead.records
+        plan = plan_of(behind.url, ahead.url)
+        await fill(plan, asyncio.Event())
+        assert await clean_up(plan, asyncio.Event()) == 50
+        assert ahead.records == {}
+
+
+async def test_what_is_told_to_end_sends_nothing_more() -> None:
+    async with StubServer() as stub:
+        plan = plan_of(stub.url)
+        await fill(plan, asyncio.Event())
+        stub.requests.clear()
+        stop = asyncio.Event()
+        stop.set()
+        await fill(plan, stop)
+        assert await clean_up(plan, stop) == 0
+        assert not stub.bodies("/batchput")
+        assert not stub.bodies("/delete")
+
+
+async def test_requests_that_hang_at_the_end_are_counted_and_leave_no_trace(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Mute(Target):
+        async def perform(self, request: Request, workload: Workload) -> Performed:
+            asked.append(request)
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    asked: list[Request] = []
+    monkeypatch.setattr("kvnode.cli.bench.runner.Target", Mute)
+    monkeypatch.setattr("kvnode.cli.bench.loop._LAST_ANSWERS_S", 0.01)
+    for warmup_s, unanswered in ((0.0, 4), (1000.0, 0)):
+        stop = asyncio.Event()
+        plan = plan_of("http://127.0.0.1:1", warmup_s=warmup_s)
+        running = asyncio.create_task(Run(plan).run(stop))
+        await until(lambda: len(asked) == 4)
+        stop.set()
+        outcome = await running
+        assert (outcome.unanswered, outcome.all.latencies.count, outcome.all.errors) == (unanswered, 0, {})
+        asked.clear()
+    gc.collect()
+    assert caplog.records == []
 
 
 async def test_a_key_space_that_cannot_be_filled_is_an_error() -> None:
     async with StubServer() as stub:
         stub.faults["/batchput"].extend([Answer(507, "storage_full")] * 9)
         with pytest.raises(ServerError, match="storage_full"):
-            await fill(plan_of(stub.url))
-    with pytest.raises(Unreachable):
-        await fill(plan_of(stub.url))
+            await fill(plan_of(stub.url), asyncio.Event())
+    # Bound, so that nobody else gets the port meanwhile, and not listening.
+    with closing(socket.socket()) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with pytest.raises(Unreachable):
+            await fill(plan_of(f"http://127.0.0.1:{nobody.getsockname()[1]}"), asyncio.Event())
