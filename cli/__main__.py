@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from kvnode.cli.completing import COMPLETE_VARIABLE, register
+from kvnode.cli.descriptors import keep_standard_descriptors
+from kvnode.cli.errors import CommandFailed
 from kvnode.cli.reporting import WrongUsage, did_you_mean, reported
 
 
@@ -18,17 +21,19 @@ class _Listed(NamedTuple):
     Attributes:
         target: `module:attribute` in `kvnode.cli.commands`.
         summary: its line in the overview; the first sentence of its own help.
+        prints: whether it is of no use without a stdout.
     """
 
     target: str
     summary: str
+    prints: bool = True
 
 
 #: The sections of the overview, each with its subcommands in the order in which they are shown.
 SECTIONS: dict[str, dict[str, _Listed]] = {
     "Node": {
-        "start": _Listed("start:start", "Run a node until it is told to stop."),
-        "join": _Listed("join:join", "Run a node as a replica of a primary."),
+        "start": _Listed("start:start", "Run a node until it is told to stop.", prints=False),
+        "join": _Listed("join:join", "Run a node as a replica of a primary.", prints=False),
         "promote": _Listed("promote:promote", "Make a replica the primary of its cluster."),
         "forget": _Listed("forget:forget", "Drop a member that will not return."),
     },
@@ -58,6 +63,11 @@ SECTIONS: dict[str, dict[str, _Listed]] = {
 }
 
 
+def _listed(name: str) -> _Listed | None:
+    """The subcommand of that name, if there is one."""
+    return next((commands[name] for commands in SECTIONS.values() if name in commands), None)
+
+
 #: What commands are called by other programs for data.
 _ELSEWHERE = {
     "set": "put",
@@ -85,12 +95,11 @@ class _Commands(click.Group):
         return [name for commands in SECTIONS.values() for name in commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        for commands in SECTIONS.values():
-            if cmd_name in commands:
-                module, _, attribute = commands[cmd_name].target.partition(":")
-                command: click.Command = getattr(import_module(f"kvnode.cli.commands.{module}"), attribute)
-                return command
-        return None
+        if (listed := _listed(cmd_name)) is None:
+            return None
+        module, _, attribute = listed.target.partition(":")
+        command: click.Command = getattr(import_module(f"kvnode.cli.commands.{module}"), attribute)
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -113,6 +122,7 @@ class _Commands(click.Group):
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        keep_standard_descriptors()
         # One name for all scripts, whatever the program was started as.
         kwargs.setdefault("complete_var", COMPLETE_VARIABLE)
         register()
@@ -147,8 +157,12 @@ Exit codes: 0 done; 1 not found, or failed; 2 wrong usage.
 `kvnode COMMAND --help` tells more about a command.""",
 )
 @click.version_option(package_name="kvnode", prog_name="kvnode")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """A replicated, persistent, ordered key-value node, and the tools to use it."""
+    listed = _listed(ctx.invoked_subcommand or "")
+    if sys.stdout is None and listed is not None and listed.prints:
+        raise CommandFailed("stdout is closed", hint="`>/dev/null` throws away what is printed")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -23,9 +24,37 @@ class _Console(Console):
         raise  # noqa: PLE0704
 
 
+class _Trimmed:
+    """Something to be printed, without the blanks that fill its lines up."""
+
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self._renderable, options, pad=False):
+            while line and not line[-1].text.strip(" "):
+                line.pop()
+            if line:
+                last = line.pop()
+                line.append(Segment(last.text.rstrip(" "), last.style, last.control))
+            yield from line
+            yield Segment.line()
+
+
+class _Trimming(RenderHook):
+    """Lets a console print everything trimmed: a pipe or a file needs no full lines."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Trimmed(each) for each in renderables]
+
+
 def make_console() -> Console:
     """A console on stdout, which takes what is printed for plain text, not for markup."""
-    return _Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+    is_terminal = sys.stdout.isatty()
+    console = _Console(highlight=False, markup=False, width=None if is_terminal else _PIPE_COLUMNS)
+    if not is_terminal:
+        console.push_render_hook(_Trimming())
+    return console
 
 
 def plain(value: object, style: str = "") -> Text:
