@@ -11,12 +11,21 @@ from kvnode.cli.client.native import NativeClient
 from kvnode.cli.client.results import Deleted, RangeItem, Record, Status, Written
 from kvnode.cli.client.session import parse_position
 from kvnode.cli.client.targets import Acks
-from kvnode.cli.errors import ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
+from kvnode.cli.errors import (
+    ClientClosed,
+    ClientError,
+    HistoryLost,
+    NoNodeAvailable,
+    ServerError,
+    Unanswered,
+    Unreachable,
+)
 from kvnode.protocol.types import Position
 
 __all__ = [
     "Acks",
     "Client",
+    "ClientClosed",
     "ClientError",
     "Deleted",
     "HistoryLost",

@@ -344,7 +344,7 @@ async def serve_bytes(answer: bytes, call: Call) -> None:
 
 
 async def test_a_server_that_speaks_no_http_is_no_node() -> None:
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadAnswer, match=r"what answers at http://127\.0\.0\.1:\d+ does not speak HTTP \(hint: is this"):
         await serve_bytes(b"\x00\x00\x00\x05\x93\x01\x02\x03\x04", CALLS["/status"])
 
 
@@ -354,10 +354,60 @@ async def test_a_stream_that_only_a_close_ends_is_not_trusted() -> None:
         await serve_bytes(head + b'{"key":"a","value":1}\n', CALLS["/readrange"])
 
 
-async def test_redirects_are_not_followed() -> None:
+async def test_redirects_are_not_followed_but_shown() -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
-    with pytest.raises(BadAnswer, match="302"):
+    with pytest.raises(BadAnswer, match=r"answered HTTP 302 and points to http://127\.0\.0\.1:1/"):
         await serve_bytes(head, CALLS["/status"])
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_proxy_that_reaches_no_node_is_named(status: int) -> None:
+    with pytest.raises(BadAnswer) as caught:
+        await serve_bytes(b"HTTP/1.1 %d Bad\r\nContent-Length: 6\r\n\r\n<html>" % status, CALLS["/put"])
+    assert "a proxy seems to answer in place of a node" in str(caught.value.hint)
+    assert caught.value.maybe_written
+    with pytest.raises(BadAnswer) as caught:
+        await serve_bytes(b"HTTP/1.1 400 Bad\r\nContent-Length: 6\r\n\r\n<html>", CALLS["/put"])
+    assert "proxy" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("route", [route for route in CALLS if route not in {"/read", "/readrange", "/status"}])
+@pytest.mark.parametrize(
+    "fault", [Cut(), STRANGE["html"], STRANGE["cut"], Answer(500, "internal")], ids=["cut", "html", "torn", "500"]
+)
+async def test_whoever_may_have_written_is_told_so(route: str, fault: Cut | Say | Answer) -> None:
+    async with connected() as (stub, client):
+        stub.faults[route].append(fault)
+        with pytest.raises(ClientError) as caught:
+            await CALLS[route](client)
+        assert caught.value.maybe_written
+        assert str(caught.value.hint).count("may have happened") == 1
+
+
+@pytest.mark.parametrize("code", ["replication_timeout", "outcome_unknown"])
+async def test_a_node_that_says_what_became_of_a_write_is_left_to_say_it(code: str) -> None:
+    async with connected() as (stub, client):
+        stub.faults["/put"].append(Answer(504, code, fields={"seq": 1, "epoch": EPOCH}))
+        with pytest.raises(ServerError) as caught:
+            await client.put("a", 1)
+        assert "may have happened" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("route", ["/read", "/status"])
+async def test_a_read_says_nothing_of_writes(route: str) -> None:
+    async with connected() as (stub, client):
+        stub.faults[route].append(STRANGE["html"])
+        with pytest.raises(BadAnswer) as caught:
+            await CALLS[route](client)
+        assert "happened" not in str(caught.value.hint)
+
+
+async def test_a_wrong_path_in_the_url_is_asked_about() -> None:
+    async with StubServer() as stub, Client(f"{stub.url}/kv", retries=0) as client:
+        with pytest.raises(ServerError) as caught:
+            await client.get("a")
+        assert (caught.value.code, caught.value.status) == ("route_not_found", 404)
+        assert "is the path of the URL right" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -378,6 +428,29 @@ def test_url_has_one_form(text: str, url: str) -> None:
 def test_no_url(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_url(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://user:s3cret@x:1",
+        "user:s3cret@x",
+        "http://:s3cret@x",
+        "http://s3cret@x",
+        "http://user:s3cret@x:port",
+        "http://u:s3cret@x:99999",
+        "ftp://user:s3cret@x",
+        "http://user:s3cret@x/?a=1",
+    ],
+)
+def test_a_url_with_a_password_is_refused_and_not_printed(text: str) -> None:
+    with pytest.raises(ValueError, match="without a user name or password") as caught:
+        parse_url(text)
+    with pytest.raises(ValueError, match="without a user name or password"):
+        Client(text)
+    assert "s3cret" not in str(caught.value)
+    # An @ elsewhere is none.
+    assert parse_url("http://x/a@b") == "http://x/a@b"
 
 
 def test_several_urls_are_separated_by_commas() -> None:

@@ -428,6 +428,49 @@ def test_an_error_in_json_has_the_form_of_rest(kvnode: Kvnode, stub: StubServer)
     }
 
 
+@pytest.mark.parametrize(
+    ("fault", "maybe_written"),
+    [
+        (Cut(), True),
+        (Say(b"<html>", "text/html"), True),
+        (Answer(504, "outcome_unknown"), True),
+        (Answer(503, "draining"), False),
+    ],
+    ids=["cut", "no kvnode", "504", "503"],
+)
+@pytest.mark.parametrize("name", ["put", "delete", "promote", "forget"])
+def test_a_write_that_fails_says_whether_it_may_have_happened(
+    kvnode: Kvnode, stub: StubServer, name: str, fault: Cut | Say | Answer, maybe_written: bool
+) -> None:
+    route, arguments = CALLS[name]
+    stub.faults[route].extend([fault] * 2)
+    assert error_of(kvnode(*arguments, "--json"))["maybe_written"] is maybe_written
+    if not isinstance(fault, Answer):
+        assert "may have happened" in kvnode(*arguments).stderr.splitlines()[-1]
+
+
+def test_a_read_that_fails_does_not_speak_of_writes(kvnode: Kvnode, stub: StubServer) -> None:
+    stub.faults["/read"].append(Say(b"<html>", "text/html"))
+    assert "maybe_written" not in error_of(kvnode("get", "a", "--json"))
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_a_time_limit_is_a_number_of_seconds(kvnode: Kvnode, stub: StubServer, seconds: str) -> None:
+    result = kvnode("get", "a", "--timeout", seconds)
+    assert result.exit_code == 2
+    assert "--timeout" in result.stderr
+    assert kvnode("status", "--watch", "--interval", seconds).exit_code == 2
+    assert not stub.requests
+
+
+def test_a_password_is_not_printed() -> None:
+    for environment, arguments in (({}, ["--url", "http://u:s3cret@x"]), ({"KVNODE_URL": "http://u:s3cret@x:y"}, [])):
+        result = CliRunner(env=environment).invoke(main, ["get", "a", *arguments])
+        assert result.exit_code == 2
+        assert "without a user name or password" in result.output
+        assert "s3cret" not in result.output
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:y"])
 def test_a_url_that_is_none_is_wrong_usage(url: str) -> None:
     result = CliRunner().invoke(main, ["get", "a", "--url", url])

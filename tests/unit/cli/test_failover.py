@@ -7,7 +7,16 @@ import pytest
 
 from kvnode.cli.client.failover import NOTHING_DONE, FailOver, Next, Nodes, after
 from kvnode.cli.client.transport import Limits
-from kvnode.cli.errors import BadAnswer, ClientError, HistoryLost, NoNodeAvailable, ServerError, Unanswered, Unreachable
+from kvnode.cli.errors import (
+    BadAnswer,
+    ClientClosed,
+    ClientError,
+    HistoryLost,
+    NoNodeAvailable,
+    ServerError,
+    Unanswered,
+    Unreachable,
+)
 
 A, B, C = "http://a", "http://b", "http://c"
 
@@ -31,6 +40,7 @@ TABLE: list[tuple[ClientError, Next, Next]] = [
     (server_error(503, "not_caught_up"), Next.AGAIN, Next.RAISE),
     (server_error(503, "some_later_code"), Next.AGAIN, Next.RAISE),
     (CUT, Next.AGAIN, Next.RAISE),
+    (ClientClosed("the client was closed"), Next.RAISE, Next.RAISE),
     (server_error(500, "internal"), Next.ELSEWHERE, Next.RAISE),
     (server_error(504, "outcome_unknown"), Next.ELSEWHERE, Next.RAISE),
     (server_error(504, "replication_timeout"), Next.ELSEWHERE, Next.RAISE),

@@ -30,6 +30,10 @@ def test_the_next_node_is_asked_where_one_does_not_answer(kvnode: Kvnode, stub: 
     assert kvnode("range", *nodes).stdout == 'k\t"v"\n'
     assert kvnode("dump", *nodes).stdout == '{"key":"k","value":"v"}\n'
     assert kvnode("delete", "k", *nodes).stdout == "deleted\n"
+    shown = kvnode("status", *nodes)
+    assert shown.exit_code == 0
+    assert stub.url in shown.stdout
+    assert dead not in shown.stdout
     stub.members = [{"name": "n2"}]
     assert kvnode("forget", "n2", *nodes).stdout == "n2 is no longer a member\n"
 
