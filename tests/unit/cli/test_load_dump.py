@@ -277,8 +277,8 @@ def test_a_progress_bar_is_for_terminals_only(stub: StubServer, write: Callable[
 
 
 def test_memory_does_not_grow_with_the_input(stub: StubServer) -> None:
-    """Half a gigabyte through a pipe and a process that may not have as much."""
-    limit = 400 * 1024 * 1024
+    """300 MB through a pipe and a process that may not have as much."""
+    limit = 240 * 1024 * 1024
     code = (
         "import resource, sys; "
         f"resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit})); "
@@ -287,13 +287,13 @@ def test_memory_does_not_grow_with_the_input(stub: StubServer) -> None:
     command = [sys.executable, "-P", "-c", code, "load", "-", "--url", stub.url, "--json"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
-        for number in range(1600):
+        for number in range(1000):
             process.stdin.write(line(f"k{number % 10}", "x" * 300_000).encode() + b"\n")
             # The stub remembers what it got; this is the only thing that grows.
             stub.requests.clear()
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert json.loads(out)["acknowledged"] == 1600
+    assert json.loads(out)["acknowledged"] == 1000
 
 
 # ---- dump ------------------------------------------------------------------------------------------------------
