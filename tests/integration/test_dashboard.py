@@ -120,6 +120,9 @@ def test_each_node_shows_all_three(browser: Browser, cluster: Cluster, number: i
     assert browser.driver.title == f"{NAMES[number]} · kvnode"
     page.wait_text("#cluster-source", "the primary sees it" if number else "this node, the primary")
     assert len(browser.find_all("#charts canvas")) == 5
+    # Nothing has changed: that a replica had to ask its primary first is no news, nor a fault.
+    assert browser.text("#announcer") == ""
+    assert browser.find_all("#cluster-source.warned") == []
     page.check_quiet()
 
 
