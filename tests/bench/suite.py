@@ -234,22 +234,22 @@ PARTS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def write(results: Results, out: Path, *, summary: bool) -> str:
-    """Write the files of a run, and the summary if wanted; the Markdown."""
-    verdicts = judge(results)
-    text = report.markdown(results, verdicts)
-    out.mkdir(parents=True, exist_ok=True)
+def write(results: Results, out: Path) -> str:
+    """Write the tables of a run, of which a part may be still to come; returns the Markdown."""
+    text = report.markdown(results, judge(results))
     (out / "results.md").write_text(text)
     (out / "results.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
-    if summary:
-        SUMMARY.write_text(text)
+    return text
+
+
+def draw(results: Results, out: Path) -> None:
+    """Write the pictures of a run, if there is what draws them."""
     if importlib.util.find_spec("matplotlib") is None:
         print("no pictures: matplotlib is not installed: compose/python-env bench", file=sys.stderr)
     else:
         from bench import plots
 
-        plots.draw(results, verdicts, out)
-    return text
+        plots.draw(results, judge(results), out)
 
 
 def parse_arguments(parts: list[str]) -> argparse.Namespace:
@@ -281,7 +281,7 @@ def parse_arguments(parts: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, write, and print the report."""
+    """Measure, write, and print what was found."""
     given = parse_arguments(list(PARTS))
     # As ctrl-C does: what was started is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -305,8 +305,15 @@ def main() -> None:
         began_s = time.monotonic()
         for name in given.parts:
             run.measure(name)
-        results.settings["taken"] = f"{(time.monotonic() - began_s) / 60:.0f} min"
-    print(write(results, given.out, summary=given.save))
+            results.settings["taken"] = f"{(time.monotonic() - began_s) / 60:.0f} min"
+            # After each part: a run that is interrupted leaves what it has.
+            write(results, given.out)
+        results.machine["load average after (1, 5 min)"] = machine.load_average()
+    text = write(results, given.out)
+    draw(results, given.out)
+    if given.save:
+        SUMMARY.write_text(text)
+    print(text)
     print(f"written: {given.out}", file=sys.stderr)
 
 
