@@ -1,9 +1,14 @@
 """Settings of the whole suite."""
 
+import hypothesis
 import pytest
 
 # Asserts inside the shared helpers explain themselves only when pytest rewrites them before the first import.
 pytest.register_assert_rewrite("support")
+
+# An example that is slow has met a busy machine. What else the environment asks of hypothesis stays.
+hypothesis.settings.register_profile("patient", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
