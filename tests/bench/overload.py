@@ -170,9 +170,12 @@ def lost_when_killed(data: Path, connections: int, seconds: float) -> Facts:
     requests = [KVNODE.put(key_of(number), value_of(number)) for number in range(_AUDIT_KEYS)]
     with tempfile.NamedTemporaryFile("r", suffix=".acknowledged") as noted, from_pool(requests) as script:
         load = threading.Thread(
-            target=_load_and_ignore, args=(node.url, script + _NOTING % noted.name, connections, seconds + 1.0)
+            target=_load_and_ignore, args=(node.url, script + _NOTING % noted.name, connections, seconds + 2.0)
         )
         load.start()
+        # wrk first reads its requests, which takes its time on a busy machine.
+        while load.is_alive() and not os.path.getsize(noted.name):
+            time.sleep(0.01)
         time.sleep(seconds)
         node.kill()
         load.join()
