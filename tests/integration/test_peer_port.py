@@ -357,8 +357,9 @@ def test_clients_that_never_read_their_answers(nodes: Nodes) -> None:
 
 @pytest.mark.parametrize(("seq", "sessions"), [(0, 2), (2**60, 1)], ids=["large values", "waits of an hour"])
 def test_readers_that_never_read_their_answers(nodes: Nodes, seq: int, sessions: int) -> None:
-    assert ask(nodes.primary, "/put?acks=1&ack_timeout=20", {"key": "large", "value": "x" * 100_000})[0] == 200
-    assert ask(nodes.replica, "/read/large")[0] == 200
+    status, written = ask(nodes.primary, "/put?acks=1&ack_timeout=20", {"key": "large", "value": "x" * 100_000})
+    assert status == 200
+    assert ask(nodes.replica, f"/read/large?min_seq={written['seq']}&wait=20")[0] == 200
     before = {node.pid: resident_kib(node) for node in nodes.both}
     reads = b"".join([encode(Read(number, b"large", Epoch(0), seq, 3_600_000)) for number in range(1000)])
     with contextlib.ExitStack() as stack:
