@@ -206,11 +206,10 @@ class RestFront:
     def _report(self, error: Exception, request: Request) -> None:
         """Log an error that is not the client's; with a traceback only if nobody raised it on purpose."""
         # The route only: what follows may be a key.
-        route = request.path if request.path in self._routes.paths else "/read/"
         if isinstance(error, KvError):
-            self._report_expected("request_failed", error, route)
+            self._report_expected("request_failed", error, request.route)
         else:
-            self._log.error("request_failed", error, route=route)
+            self._log.error("request_failed", error, route=request.route)
 
     def _report_broken(self, route: str, error: Exception) -> None:
         """Log why an answer had to be broken off."""
