@@ -53,6 +53,14 @@ def join(node: NodeProcess, primary: NodeProcess) -> None:
     node.restart()
 
 
+def succeed(old: NodeProcess, new: NodeProcess) -> None:
+    """A primary dies, its replica is promoted, takes a write, and stops before anybody tells the old one."""
+    old.kill()
+    promote(new)
+    put(new, new=2)
+    assert new.stop() == 0
+
+
 def test_a_primary_that_stops_leaves_its_replica_with_all_that_it_acknowledged(tmp_path: Path) -> None:
     with Cluster(tmp_path, replicas=1) as cluster:
         web1, web2 = cluster.nodes
@@ -75,10 +83,7 @@ def test_a_promoted_node_does_not_follow_its_old_primary_again(tmp_path: Path) -
         web1, web2 = cluster.nodes
         put(web1, a=1)
         cluster.agree()
-        web1.kill()
-        promote(web2)
-        put(web2, new=2)
-        assert web2.stop() == 0
+        succeed(web1, web2)
         # The old one is back, knows nothing of it, and takes writes: in a reign of the same term.
         web1.start()
         web1.wait_ready()
@@ -124,10 +129,7 @@ def test_a_promoted_node_does_not_give_way_to_its_old_primary_when_all_are_start
         web1, web2 = cluster.nodes
         put(web1, a=1)
         cluster.agree()
-        web1.kill()
-        promote(web2)
-        put(web2, new=2)
-        assert web2.stop() == 0
+        succeed(web1, web2)
         # The old one comes first, cannot be told, and takes writes: in a reign of the same term.
         web1.start()
         web1.wait_ready()

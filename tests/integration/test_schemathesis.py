@@ -180,7 +180,7 @@ def test_a_promotion_and_what_it_leaves_behind(tmp_path: Path) -> None:
     """A replica is promoted while its primary reigns; which then says that it has been superseded."""
     with Cluster(tmp_path, replicas=1) as cluster:
         document = strict(_document(cluster.web1))
-        promoted = Fuzzing(
+        with Fuzzing(
             cluster.web2.url,
             document,
             tmp_path / "promoted",
@@ -188,14 +188,11 @@ def test_a_promotion_and_what_it_leaves_behind(tmp_path: Path) -> None:
             examples=5,
             filters=_only(_PROMOTE),
             phases="examples,coverage,fuzzing",
-        )
-        try:
+        ) as promoted:
             _check(promoted.finish(_RUN_S))
-        finally:
-            promoted.kill()
         assert cluster.web2.status()["role"] == "primary"
         wait_until(lambda: "fenced" in cluster.web1.status(), "web1 knows of it", *cluster.nodes)
-        fenced = Fuzzing(
+        with Fuzzing(
             cluster.web1.url,
             document,
             tmp_path / "fenced",
@@ -203,11 +200,8 @@ def test_a_promotion_and_what_it_leaves_behind(tmp_path: Path) -> None:
             examples=5,
             filters=_without(_PROMOTE),
             phases="examples,fuzzing",
-        )
-        try:
+        ) as fenced:
             _check(fenced.finish(_RUN_S))
-        finally:
-            fenced.kill()
         _check_events(cluster.web1, document)
         _check_events(cluster.web2, document)
         for node in cluster.nodes:
@@ -227,7 +221,7 @@ def test_the_check_finds_faults(tmp_path: Path) -> None:
         del status["properties"]["wal"]
         paths["/health"]["get"]["responses"]["200"]["headers"] = {"ETag": {"$ref": "#/components/headers/ETag"}}
         components["parameters"]["limit"]["schema"]["maximum"] = 1000
-        run = Fuzzing(
+        with Fuzzing(
             node.url,
             document,
             tmp_path / "run",
@@ -235,11 +229,8 @@ def test_the_check_finds_faults(tmp_path: Path) -> None:
             examples=2,
             phases="examples,coverage",
             filters=("--exclude-method", "HEAD", *_only("/read/{key}", "/status", "/health", "/readrange")),
-        )
-        try:
+        ) as run:
             fuzzed = run.finish(_RUN_S)
-        finally:
-            run.kill()
     assert fuzzed.failures == {
         "UndefinedStatusCode": {"GET /read/{key}"},
         "JsonSchemaError": {"GET /status"},

@@ -3,10 +3,8 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
@@ -21,6 +19,7 @@ from kvnode.node.fs import RealFs
 from kvnode.node.storage.segment import encode_header, segment_name
 from kvnode.node.storage.statefile import encode_state, load_state
 from support.node_process import NodeProcess
+from support.small_disk import fill
 
 #: The time in which a node that was told to stop has to be gone, by the contract.
 STOP_S = 10.0
@@ -384,33 +383,6 @@ def test_a_segment_of_an_unknown_format_is_refused_naming_both_versions(node: No
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    mount_point = tmp_path / "disk"
-    mount_point.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(mount_point)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield mount_point
-    finally:
-        subprocess.run(["umount", str(mount_point)], check=True)
-
-
-def fill(disk: Path, leave_bytes: int, name: str = "ballast") -> Path:
-    """Make a file that leaves only so much room, to within a page."""
-    ballast = disk / name
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - leave_bytes)
-    return ballast
 
 
 class Writer:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 _HOOKS = Path(__file__).with_name("fuzzing_hooks.py")
 
@@ -70,7 +70,7 @@ class Fuzzed(NamedTuple):
 
 
 class Fuzzing:
-    """A run, from its construction on; it ends by itself, at the latest with `kill`."""
+    """A run, from its construction on; it ends by itself, at the latest with `kill` or at the end of a `with` block."""
 
     def __init__(
         self,
@@ -110,6 +110,12 @@ class Fuzzing:
             stdout=self._output,
             stderr=subprocess.STDOUT,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
 
     def finish(self, timeout_s: float) -> Fuzzed:
         """Wait for its end.
