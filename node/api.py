@@ -161,10 +161,10 @@ class StoreApi(Protocol):
     def cached(self, key: bytes) -> Record | None:
         """The published record of `key` if it is in the cache; counts a hit or a miss."""
 
-    async def read(self, key: bytes) -> ReadResult:
+    def read(self, key: bytes) -> asyncio.Future[ReadResult]:
         """The record of `key` from LevelDB, for a key that `cached` just missed. Fills the cache.
 
-        Raises:
+        Raises (at once, or from the future):
             RecordDamaged, Syncing.
         """
 

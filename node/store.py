@@ -233,9 +233,9 @@ class Store:
     def cached(self, key: bytes) -> Record | None:
         return None if self._held_back is not None else self.cache.get(key)
 
-    async def read(self, key: bytes) -> ReadResult:
+    def read(self, key: bytes) -> asyncio.Future[ReadResult]:
         self._check_readable()
-        return await self._reads.read(key)
+        return self._reads.read(key)
 
     async def read_range(self, wanted: KeyRange, encode: Callable[[Sequence[Item]], bytes]) -> RangeStream:
         self._check_readable()

@@ -394,8 +394,8 @@ class Cluster:
     def cached(self, key: bytes) -> Record | None:
         return self._store.cached(key)
 
-    async def read(self, key: bytes) -> ReadResult:
-        return await self._store.read(key)
+    def read(self, key: bytes) -> asyncio.Future[ReadResult]:
+        return self._store.read(key)
 
     async def read_range(self, wanted: KeyRange, encode: Callable[[Sequence[Item]], bytes]) -> RangeStream:
         return await self._store.read_range(wanted, encode)

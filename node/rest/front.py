@@ -19,6 +19,7 @@ from kvnode.node.rest.cluster import ClusterRoutes
 from kvnode.node.rest.connection import Connection
 from kvnode.node.rest.errors import ANSWERABLE, answerable
 from kvnode.node.rest.events import EventRoutes
+from kvnode.node.rest.express import Express, ExpressConnection
 from kvnode.node.rest.openapi import document_source
 from kvnode.node.rest.operating import OperatingRoutes
 from kvnode.node.rest.origin import check_origin
@@ -101,6 +102,7 @@ class RestFront:
         )
         self.counters = RequestCounters(self._routes.paths)
         self._counted = self.counters.routes
+        self._express = Express(config, store, self.counters, self._now_s, self._refuse)
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None
 
@@ -120,30 +122,12 @@ class RestFront:
         Raises:
             OSError: the address cannot be bound.
         """
-        loop = asyncio.get_running_loop()
         # aiohttp is typed for its own requests and responses; ours have what it uses of them.
         handler = cast("Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]", self._handle)
-        server = web.Server(handler, request_factory=cast(Any, Request))
-
-        def connect() -> Connection:
-            return Connection(
-                server,
-                loop=loop,
-                log=self._log,
-                stamp=self._stamp,
-                stall_timeout_s=self._stall_timeout_s,
-                linger_timeout_s=self._linger_timeout_s,
-                on_malformed=self._count_malformed,
-                keepalive_timeout=self._keepalive_timeout_s,
-                max_line_size=self._max_line_bytes,
-                auto_decompress=False,
-                access_log=None,
-            )
-
-        self._listener = await loop.create_server(
-            connect, self._address.host, self._address.port, backlog=_BACKLOG, reuse_address=True
+        self._server = web.Server(handler, request_factory=cast(Any, Request))
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._connect, self._address.host, self._address.port, backlog=_BACKLOG, reuse_address=True
         )
-        self._server = server
         host, port = self._listener.sockets[0].getsockname()[:2]
         return Address(host, port)
 
@@ -179,6 +163,24 @@ class RestFront:
     def _connections(self) -> list[Connection]:
         return [] if self._server is None else cast("list[Connection]", self._server.connections)
 
+    def _connect(self) -> Connection:
+        """What serves one client."""
+        assert self._server is not None, "connected before the start"
+        return ExpressConnection(
+            self._express,
+            self._server,
+            loop=asyncio.get_running_loop(),
+            log=self._log,
+            stamp=self._stamp,
+            stall_timeout_s=self._stall_timeout_s,
+            linger_timeout_s=self._linger_timeout_s,
+            on_malformed=self._count_malformed,
+            keepalive_timeout=self._keepalive_timeout_s,
+            max_line_size=self._max_line_bytes,
+            auto_decompress=False,
+            access_log=None,
+        )
+
     async def _handle(self, request: Request) -> Answer:
         began_s = self._now_s()
         try:
@@ -187,9 +189,7 @@ class RestFront:
                 check_origin(request)
             answer = await handler(request)
         except Exception as error:
-            if not isinstance(error, ANSWERABLE):
-                self._report(error, request)
-            answer = error_response(answerable(error))
+            answer = self._refuse(error, request.route)
         # Written out, with nothing called that need not be: a read that the cache answers takes few microseconds.
         took_s = self._now_s() - began_s
         route = self._counted[request.route]
@@ -203,13 +203,15 @@ class RestFront:
     def _count_malformed(self) -> None:
         self.counters.malformed += 1
 
-    def _report(self, error: Exception, request: Request) -> None:
-        """Log an error that is not the client's; with a traceback only if nobody raised it on purpose."""
+    def _refuse(self, error: Exception, route: str) -> ErrorResponse:
+        """The answer that an error makes; logged if it is not the client's, with a traceback only if it is a bug."""
         # The route only: what follows may be a key.
         if isinstance(error, KvError):
-            self._report_expected("request_failed", error, request.route)
+            if not isinstance(error, ANSWERABLE):
+                self._report_expected("request_failed", error, route)
         else:
-            self._log.error("request_failed", error, route=request.route)
+            self._log.error("request_failed", error, route=route)
+        return error_response(answerable(error))
 
     def _report_broken(self, route: str, error: Exception) -> None:
         """Log why an answer had to be broken off."""

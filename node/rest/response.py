@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kvnode.node.rest.request import Request
 
 JSON_TYPE = b"Content-Type: application/json\r\n"
+CLOSE_LINE = b"Connection: close\r\n"
 NDJSON_TYPE = b"Content-Type: application/x-ndjson\r\n"
 VARY_ACCEPT = b"Vary: Accept\r\n"
 
@@ -99,8 +100,31 @@ class Response:
     async def prepare(self, request: Request) -> None:
         self._request = request
 
+    def send(
+        self, transport: asyncio.Transport, stamp: bytes, connection_line: bytes, *, is_head: bool = False
+    ) -> None:
+        """Write it.
+
+        Args:
+            stamp: as `DateStamp.lines` gives it.
+            connection_line: the header Connection; empty where it says nothing.
+            is_head: whether the body is left out.
+        """
+        status_line, lines, body = _STATUS_LINES[self.status], self.lines, self.body
+        if body is None:
+            transport.write(b"%b%b%b%b\r\n" % (status_line, stamp, lines, connection_line))
+            return
+        length = len(body)
+        is_copied = length <= _COPIED_BODY_BYTES and not is_head
+        transport.write(
+            b"%b%b%b%bContent-Length: %d\r\n\r\n%b"
+            % (status_line, stamp, lines, connection_line, length, body if is_copied else b"")
+        )
+        if not (is_copied or is_head):
+            transport.write(body)
+
     async def write_eof(self) -> None:
-        """Send it.
+        """Send it, and wait while the client takes too little.
 
         Raises:
             ConnectionError: the connection is lost.
@@ -113,19 +137,7 @@ class Response:
             raise ConnectionResetError("connection lost")
         self.keep_alive = keep_alive = request.keeps_alive()
         connection.is_answered = True
-        stamp, lines, body = connection.stamp.lines(), self.lines, self.body
-        if not (keep_alive and request.is_http_11):
-            lines += _connection_line(request, keep_alive)
-        if body is None:
-            transport.write(b"%b%b%b\r\n" % (_STATUS_LINES[self.status], stamp, lines))
-        else:
-            length = len(body)
-            sent = b"" if length > _COPIED_BODY_BYTES or request.is_head else body
-            transport.write(
-                b"%b%b%bContent-Length: %d\r\n\r\n%b" % (_STATUS_LINES[self.status], stamp, lines, length, sent)
-            )
-            if length > _COPIED_BODY_BYTES and not request.is_head:
-                transport.write(body)
+        self.send(transport, connection.stamp.lines(), _connection_line(request, keep_alive), is_head=request.is_head)
         if connection.writing_paused:
             await connection.drained()
         if not keep_alive:
@@ -254,7 +266,7 @@ def error_response(error: KvError, lines: bytes = b"") -> ErrorResponse:
 def _connection_line(request: Request, keep_alive: bool) -> bytes:
     """What the client cannot know from its version."""
     if not keep_alive:
-        return b"Connection: close\r\n"
+        return CLOSE_LINE
     return b"" if request.is_http_11 else b"Connection: keep-alive\r\n"
 
 

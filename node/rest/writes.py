@@ -16,6 +16,11 @@ from kvnode.node.rest.response import JSON_TYPE, Response, position_lines
 from kvnode.node.rest.routes import Table
 from kvnode.protocol.types import Op
 
+#: The path of the route that sets one key.
+PUT_ROUTE = "/put"
+
+_encode_key = msgspec.json.Encoder().encode
+
 
 class WriteRoutes:
     """The handlers of writes.
@@ -29,13 +34,12 @@ class WriteRoutes:
         self._store = store
         self._max_batch_items = max_batch_items
         self._bodies = bodies
-        self._encode_key = msgspec.json.Encoder().encode
 
     @property
     def table(self) -> Table:
         """The routes."""
         return {
-            "/put": {hdrs.METH_POST: self.put},
+            PUT_ROUTE: {hdrs.METH_POST: self.put},
             "/batchput": {hdrs.METH_POST: self.put_batch},
             "/delete": {hdrs.METH_POST: self.delete},
         }
@@ -45,7 +49,7 @@ class WriteRoutes:
         acks = parse_acks(parse_query(request.query, WRITE_PARAMETERS)) if request.query else None
         key, op = decode_put(await self._bodies.receive(request))
         result = await self._store.write((op,), acks)
-        return _written(result, b'{"status":"OK","key":%b,"seq":%d}' % (self._encode_key(key), result.position.seq))
+        return put_answer(key, result)
 
     async def put_batch(self, request: Request) -> Response:
         """Set many keys in one atomic write."""
@@ -60,11 +64,16 @@ class WriteRoutes:
         key, op = decode_delete(await self._bodies.receive(request))
         result = await self._store.write((op,), acks)
         body = b'{"status":"OK","key":%b,"deleted":%b,"seq":%d}' % (
-            self._encode_key(key),
+            _encode_key(key),
             b"true" if result.deleted else b"false",
             result.position.seq,
         )
         return _written(result, body)
+
+
+def put_answer(key: str, result: WriteResult) -> Response:
+    """What a put is answered with."""
+    return _written(result, b'{"status":"OK","key":%b,"seq":%d}' % (_encode_key(key), result.position.seq))
 
 
 def _written(result: WriteResult, body: bytes) -> Response:

@@ -107,11 +107,13 @@ class FakeStore:
     def cached(self, key: bytes) -> Record | None:
         return self.records.get(key) if self.is_caching else None
 
-    async def read(self, key: bytes) -> ReadResult:
-        await asyncio.sleep(0)
+    def read(self, key: bytes) -> asyncio.Future[ReadResult]:
+        future: asyncio.Future[ReadResult] = asyncio.get_running_loop().create_future()
         if self.read_error is not None:
-            raise self.read_error
-        return ReadResult(self.records.get(key), self.applied)
+            future.set_exception(self.read_error)
+        else:
+            future.set_result(ReadResult(self.records.get(key), self.applied))
+        return future
 
     async def read_range(self, wanted: KeyRange, encode: Callable[[Sequence[Item]], bytes]) -> RangeStream:
         self.ranges.append(wanted)

@@ -15,7 +15,7 @@ class Hold:
     """A worker thread that comes to the next call of a method stays there until `release`.
 
         with Hold(engine, "read") as hold:
-            task = asyncio.create_task(store.read(key))
+            task = asyncio.ensure_future(store.read(key))
             await hold.reached()
             ...             # the thread is about to read
             hold.release()
