@@ -517,7 +517,7 @@ class Store:
         self._busy = True
         ops = [write.ops for write in group]
         committer = self._committer
-        self._commits.submit(lambda: committer.commit(ops), self._group_committed, self._group_failed)
+        self._commits.hand_over(lambda: committer.commit(ops), self._group_committed, self._group_failed)
 
     def _take_group(self) -> list[_Write]:
         """The group in flight, which is over."""

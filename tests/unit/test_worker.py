@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from kvnode.node import worker as worker_module
 from kvnode.node.worker import Worker
 from support.holds import Hold, turns
 
@@ -92,6 +93,48 @@ async def test_jobs_run_one_after_the_other_in_order(worker: Worker) -> None:
         hold.release()
         assert await asyncio.gather(*tasks) == [1, 2, 3]
     assert bench.done == ["a", "b", "c"]
+
+
+class BegunLock:
+    """Takes the place of a worker's lock, and notes whether those who waited for it got it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.got: list[bool] = []
+        self.locked, self.release = self.lock.locked, self.lock.release
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        got = self.lock.acquire(blocking, timeout)
+        if blocking:
+            self.got.append(got)
+        return got
+
+
+async def test_the_loop_goes_on_when_what_it_handed_over_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = BegunLock()
+    monkeypatch.setattr(worker_module, "Lock", lambda: lock)
+    worker = Worker("kvnode-test", asyncio.get_running_loop())
+    lock.got.clear()
+    heard: list[object] = []
+    bench = Bench()
+    with Hold(bench, "work") as hold:
+        kept = asyncio.ensure_future(worker.run(lambda: bench.work("kept")))
+        await hold.reached()
+        worker.hand_over(lambda: bench.work("late"), heard.append, heard.append)
+        assert (bench.done, lock.got) == ([], [False])
+        hold.release()
+        assert await kept == 1
+    assert await worker.run(lambda: bench.work("behind")) == 3
+    assert heard == [2]
+    # That one began late is not taken for the begin of the next one.
+    monkeypatch.setattr(worker_module, "_BEGIN_TIMEOUT_S", 20.0)
+    for number in range(3):
+        worker.hand_over(lambda: bench.work("next"), heard.append, heard.append)
+        await worker.run(lambda: None)
+        assert lock.got == [False, *[True] * (number + 1)]
+    assert heard == [2, 4, 5, 6]
+    worker.stop()
+    assert worker.join(10)
 
 
 async def test_a_cancelled_run_leaves_the_job_alone(worker: Worker) -> None:
