@@ -30,7 +30,7 @@ from kvnode.protocol.replica_events import (
     StoreChunk,
     Work,
 )
-from kvnode.protocol.snapshot import decode_chunk
+from kvnode.protocol.snapshot import unpack_chunk
 from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import History, Seq
 
@@ -159,10 +159,10 @@ class Reception:
 
     def _take_chunk(self, frame: SnapshotChunk) -> list[Work]:
         assert self._incoming is not None
-        records = decode_chunk(frame)
-        if records[0].key <= self._incoming.last_key:
+        records = unpack_chunk(frame)
+        if records[0][0] <= self._incoming.last_key:
             raise RemoteProtocolError("a chunk's keys are not above those before it")
-        self._incoming = replace(self._incoming, last_key=records[-1].key)
+        self._incoming = replace(self._incoming, last_key=records[-1][0])
         self._keys += len(records)
         return [StoreChunk(records)]
 

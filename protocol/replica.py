@@ -446,7 +446,7 @@ class Follower:
                 self.incoming = incoming
             case StoreChunk(records):
                 assert self.incoming is not None
-                self.incoming = replace(self.incoming, last_key=records[-1].key)
+                self.incoming = replace(self.incoming, last_key=records[-1][0])
             case FinishIncoming(first, latest, history, members):
                 self.history, self.members = history, members
                 self.durable_seq = self.applied_seq = first.seq

@@ -18,7 +18,7 @@ from kvnode.protocol.session import (
     Ticked,
     TransportProgressed,
 )
-from kvnode.protocol.snapshot import SnapshotRecord
+from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import Entry, History, Position
 
@@ -176,9 +176,9 @@ class BeginIncoming:
 
 @dataclass(frozen=True, slots=True)
 class StoreChunk:
-    """Store the records in incoming/, and in the same batch the last one's key. Answer: `ChunkStored`."""
+    """Store the records in incoming/, durably; the last one's key is where to go on. Answer: `ChunkStored`."""
 
-    records: tuple[SnapshotRecord, ...]
+    records: tuple[RecordFields, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.replica_events import AppendEntries, StoreChunk, Work
-from kvnode.protocol.snapshot import SnapshotRecord
+from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.types import Entry
 
 
@@ -92,7 +92,7 @@ def _merge(group: list[_Queued]) -> AppendEntries | StoreChunk:
     """One piece of work for several of a kind."""
     records: list[LogRecord] = []
     entries: list[Entry] = []
-    stored: list[SnapshotRecord] = []
+    stored: list[RecordFields] = []
     for work, _ in group:
         if isinstance(work, AppendEntries):
             records += work.records
@@ -108,6 +108,6 @@ def _size(work: Work) -> int:
         case AppendEntries(records, _):
             return sum([len(record.payload) for record in records])
         case StoreChunk(records):
-            return sum([len(record.key) + len(record.value) for record in records])
+            return sum([len(key) + len(value) for key, _, _, _, value in records])
         case _:
             return 0

@@ -15,7 +15,7 @@ from kvnode.protocol.fields import Member
 from kvnode.protocol.follow import position_of
 from kvnode.protocol.replica import FollowerDisk
 from kvnode.protocol.replica_events import FinishIncoming
-from kvnode.protocol.snapshot import SnapshotRecord
+from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import History, Position
 
@@ -105,7 +105,7 @@ class ReplicaDisk:
             after_keys=self.incoming_keys,
         )
 
-    async def store_chunk(self, records: Sequence[SnapshotRecord]) -> None:
+    async def store_chunk(self, records: Sequence[RecordFields]) -> None:
         """Store records in incoming/."""
         await self._run(lambda: self._files.incoming.store(records))
         self.incoming_keys += len(records)

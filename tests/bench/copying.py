@@ -91,6 +91,7 @@ def measure_engine(directory: Path, records: int) -> None:
 
     def copy() -> None:
         target = factory(directory / f"target{next(targets)}", paranoid=True)
+        target.flush()
         for chunk in chunks:
             target.copy_in(chunk)
         target.settle(Position(EPOCH, records), 0)
@@ -101,8 +102,8 @@ def measure_engine(directory: Path, records: int) -> None:
         with plyvel.DB(str(directory / f"target{next(targets)}"), create_if_missing=True) as db:
             for chunk in chunks:
                 with db.write_batch(sync=True) as batch:
-                    for record in chunk:
-                        batch.put(record.key, record.value)
+                    for key, _, _, _, value in chunk:
+                        batch.put(key, value)
 
     best("LevelDB: copy_in, settle, flush", records, copy)
     best("LevelDB: plyvel's synced batches", records, put_plainly)

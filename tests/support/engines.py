@@ -11,7 +11,7 @@ from pathlib import Path
 from kvnode.node.api import Item, KeyRange
 from kvnode.node.storage.engine import Engine
 from kvnode.node.storage.leveldb import LevelDbEngine, LevelDbFactory
-from kvnode.protocol.snapshot import SnapshotRecord
+from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.types import Entry, Epoch, Op, put
 
 EPOCH = Epoch.of(3, 0x9F2C1A7B)
@@ -66,7 +66,7 @@ def read_range(engine: Engine, wanted: KeyRange, max_items: int = 1000) -> tuple
         scan.close()
 
 
-def read_records(engine: Engine, after_key: bytes = b"", max_bytes: int = 1 << 20) -> list[list[SnapshotRecord]]:
+def read_records(engine: Engine, after_key: bytes = b"", max_bytes: int = 1 << 20) -> list[list[RecordFields]]:
     """What each step of a walk over the records hands out, up to its end."""
     scan = engine.scan_records(after_key)
     try:
@@ -80,7 +80,7 @@ def read_records(engine: Engine, after_key: bytes = b"", max_bytes: int = 1 << 2
 
 def read_values_after(engine: Engine, after_key: bytes = b"", max_bytes: int = 1 << 20) -> list[Item]:
     """Keys and values of `read_records`."""
-    return [(record.key, record.value) for group in read_records(engine, after_key, max_bytes) for record in group]
+    return [(key, value) for group in read_records(engine, after_key, max_bytes) for key, _, _, _, value in group]
 
 
 def expect_range(records: Mapping[bytes, bytes], wanted: KeyRange) -> tuple[list[Item], bytes | None]:

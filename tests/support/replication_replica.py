@@ -12,7 +12,7 @@ from kvnode.protocol import replica_events as r
 from kvnode.protocol.messages import Hello, Message, Ping, Purpose, Subscribe
 from kvnode.protocol.replica import Follower, FollowerDisk, FollowerLimits
 from kvnode.protocol.session import CloseSession, FrameReceived, SendFrame, SendPing, Ticked, TransportProgressed
-from kvnode.protocol.types import Position
+from kvnode.protocol.types import Epoch, Position
 from support.replication_links import Connection
 from support.replication_primary import PrimaryProcess
 from support.replication_truth import LogEntry
@@ -161,9 +161,9 @@ class ReplicaProcess(Process):
                 answer = r.IncomingBegun()
             case r.StoreChunk(records):
                 assert disk.incoming is not None
-                for record in records:
-                    disk.incoming_data[record.key] = (Position(record.epoch, record.seq), record.value)
-                disk.incoming = replace(disk.incoming, last_key=records[-1].key)
+                for key, seq, epoch, _, value in records:
+                    disk.incoming_data[key] = (Position(Epoch(epoch), seq), value)
+                disk.incoming = replace(disk.incoming, last_key=records[-1][0])
                 answer = r.ChunkStored()
             case r.FinishIncoming(first, latest, history, members):
                 world.trace(self.node, "finishes", work)
