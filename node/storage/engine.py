@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kvnode.node.api import Item, KeyRange, Record
-from kvnode.protocol.snapshot import SnapshotRecord
+from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.types import Entry, Epoch, Position
 
 
@@ -66,7 +66,7 @@ class RecordScan(Protocol):
 
     applied: Position
 
-    def next_records(self, max_bytes: int) -> list[SnapshotRecord]:
+    def next_records(self, max_bytes: int) -> list[RecordFields]:
         """The next records, at least one; an empty list is the confirmed end.
 
         Args:
@@ -128,11 +128,12 @@ class Engine(Protocol):
 
     # What follows is for an engine that is filled by a full sync and not in use yet; `write` is not called on it.
 
-    def copy_in(self, records: Sequence[SnapshotRecord]) -> None:
-        """Put records as they are, and remember the last one's key, in one atomic batch; durable on return.
+    def copy_in(self, records: Sequence[RecordFields]) -> None:
+        """Put records as they are, in one atomic batch; durable on return.
 
         Args:
-            records: at least one.
+            records: at least one, in rising order of their keys, which are above those copied before; those that a call
+                left which failed may be among them.
 
         Raises:
             EngineFailed: unusable from now on but for reading and closing; the batch may be there when it is reopened.
@@ -140,14 +141,16 @@ class Engine(Protocol):
         """
 
     def copied_key(self) -> bytes:
-        """The key up to which records were copied in; empty before the first and after `settle`.
+        """The key up to which records were copied in, which is the highest one; empty before the first.
 
         Raises:
             EngineClosed, EngineFailed.
         """
 
     def settle(self, position: Position, time_ms: int) -> None:
-        """End the copying: from now on `applied` is this position, and no last key is known; durable on return.
+        """End the copying: from now on `applied` is this position; durable on return.
+
+        More may be copied in all the same, if it is settled again.
 
         Args:
             time_ms: of that entry, 0 if it is not known.

@@ -27,7 +27,7 @@ from kvnode.node.storage.datadir import Layout, Member, StateFiles, Swap
 from kvnode.node.storage.engine import Engine, EngineFactory
 from kvnode.node.storage.wal import DISK_FULL_ERRNOS, WalOptions, make_segment
 from kvnode.protocol import fields
-from kvnode.protocol.snapshot import SnapshotRecord
+from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.sync import Incoming
 from kvnode.protocol.types import History, Position
 
@@ -114,6 +114,8 @@ class IncomingStore:
         fs.remove_tree(path)
         engine = self._open_engine(path, paranoid=True)
         try:
+            # The meta key that is there gets a table of its own: see `LevelDbEngine.copy_in`.
+            engine.flush()
             self._files.save_incoming(incoming)
         except BaseException:
             engine.close(_CLOSE_TIMEOUT_S)
@@ -123,8 +125,8 @@ class IncomingStore:
         self._sync_id, self._engine = incoming.sync_id, engine
         self._remove_all_but(incoming.sync_id)
 
-    def store(self, records: Sequence[SnapshotRecord]) -> None:
-        """Store the next records in key order, at least one, and with them the last one's key, durably."""
+    def store(self, records: Sequence[RecordFields]) -> None:
+        """Store the next records in key order, at least one, durably."""
         try:
             self._opened().copy_in(records)
         except EngineFailed:
@@ -206,10 +208,7 @@ class IncomingStore:
         """Raise SyncLost unless what `incoming` says is there."""
         if incoming.sync_id != self._sync_id:
             raise SyncLost(f"{self._layout.incoming}: the full sync {incoming.sync_id.hex()} is not there")
-        engine = self._opened()
-        # Once all was copied, the last key is forgotten.
-        settled = engine.applied.synced
-        if engine.copied_key() < incoming.last_key and not settled:
+        if self._opened().copied_key() < incoming.last_key:
             raise SyncLost(f"{_db(self._layout, incoming.sync_id)}: not all is there that was copied")
 
     def _opened(self) -> Engine:

@@ -46,7 +46,6 @@ from kvnode.node.storage.engine import Applied, Engine
 from kvnode.node.storage.gate import Gate
 from kvnode.node.storage.records import (
     APPLIED_KEY,
-    CURSOR_KEY,
     DATA_PREFIX,
     FORMAT_KEY,
     FORMAT_VERSION,
@@ -60,7 +59,7 @@ from kvnode.node.storage.records import (
     encode_header,
     stored_bounds,
 )
-from kvnode.protocol.snapshot import SnapshotRecord
+from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.types import Entry, Epoch, Position, Put
 
 #: How LevelDB words the errors that mean a full disk.
@@ -240,20 +239,21 @@ class LevelDbEngine:
     def scan_records(self, after_key: bytes) -> LevelDbRecordScan:
         return self._begin(lambda snapshot, applied: LevelDbRecordScan(self, snapshot, applied, after_key))
 
-    def copy_in(self, records: Sequence[SnapshotRecord]) -> None:
+    def copy_in(self, records: Sequence[RecordFields]) -> None:
+        # Nothing but the records: with a meta key in it, a table would span all that come after it, and LevelDB would
+        # write every record twice more to merge them, which was two fifths of the time of a full sync.
         with self._gate:
             self._check_writable()
             batch = self._db.write_batch(sync=True)
             put = batch.put
             for key, seq, epoch, expires_ms, value in records:
                 put(DATA_PREFIX + key, encode_header(seq, epoch, expires_ms) + value)
-            put(CURSOR_KEY, records[-1].key)
             self._write_synced(batch, "copying records in failed")
 
     def copied_key(self) -> bytes:
         with self._gate:
             try:
-                return _find(self._db, CURSOR_KEY) or b""
+                return _last_key(self._db)
             except plyvel.Error as error:
                 raise _failed(f"{self._path}: reading what was copied failed", error) from error
 
@@ -263,7 +263,6 @@ class LevelDbEngine:
             applied = Applied(position, synced=True, time_ms=time_ms)
             batch = self._db.write_batch(sync=True)
             batch.put(APPLIED_KEY, encode_applied(applied))
-            batch.delete(CURSOR_KEY)
             self._write_synced(batch, "settling failed")
             self._applied = applied
 
@@ -312,10 +311,6 @@ class LevelDbEngine:
         """Release an open scan. Called through the gate."""
         self._scans.discard(scan)
         scan.release()
-
-    def to_epoch(self, number: int) -> Epoch:
-        """The epoch of its number."""
-        return self._to_epoch(number)
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
@@ -548,9 +543,9 @@ class LevelDbRecordScan(_Walk):
             start = DATA_PREFIX + after_key + b"\x00"
         super().__init__(engine, snapshot, applied, start, stop, reverse=False)
         #: Read, but not handed out yet, as it did not fit.
-        self._kept: SnapshotRecord | None = None
+        self._kept: RecordFields | None = None
 
-    def next_records(self, max_bytes: int) -> list[SnapshotRecord]:
+    def next_records(self, max_bytes: int) -> list[RecordFields]:
         with self._engine.gate:
             self._check()
             if self._ended:
@@ -561,24 +556,24 @@ class LevelDbRecordScan(_Walk):
                 self._damage = self._damaged(error)
                 raise self._damage from error
 
-    def _take(self, max_bytes: int) -> list[SnapshotRecord]:
-        records: list[SnapshotRecord] = []
-        append, to_epoch = records.append, self._engine.to_epoch
+    def _take(self, max_bytes: int) -> list[RecordFields]:
+        records: list[RecordFields] = []
+        append = records.append
         size = 0
         if self._kept is not None:
             append(self._kept)
-            size = len(self._kept.key) + len(self._kept.value)
+            size = len(self._kept[0]) + len(self._kept[-1])
             self._kept = None
         for key, stored in self._iterator:
             seq, epoch, expires_ms = decode_header(stored)
-            record = SnapshotRecord(key[_KEY], seq, to_epoch(epoch), expires_ms, stored[_VALUE])
+            record = key[_KEY], seq, epoch, expires_ms, stored[_VALUE]
             size += len(key) + len(stored) - _OVERHEAD_BYTES
             if size > max_bytes and records:
                 self._kept = record
                 break
             append(record)
         if records:
-            self._last = DATA_PREFIX + records[-1].key
+            self._last = DATA_PREFIX + records[-1][0]
         if self._kept is None:
             self._confirm_end()
             self._ended = True
@@ -598,6 +593,25 @@ def _find(source: Any, stored_key: bytes) -> bytes | None:
     try:
         raw.seek(stored_key)
         return raw.value() if raw.valid() and raw.key() == stored_key else None
+    finally:
+        raw.close()
+
+
+def _last_key(db: Any) -> bytes:
+    """The highest key that has a record, without the prefix; empty when none has.
+
+    Raises:
+        plyvel.Error: what could tell is damaged or missing.
+    """
+    start, stop = stored_bounds(KeyRange())
+    raw = db.raw_iterator(verify_checksums=True, fill_cache=False)
+    try:
+        raw.seek(stop)
+        if not raw.valid():
+            raise plyvel.CorruptionError("the meta keys are missing behind the data")
+        raw.prev()
+        stored_key: bytes = raw.key() if raw.valid() else b""
+        return stored_key[_KEY] if stored_key >= start else b""
     finally:
         raw.close()
 

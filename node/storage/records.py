@@ -2,7 +2,6 @@
 
     b"k" + key    a record: seq u64 | epoch u64 | expires_ms u64 | the value's JSON text
     b"mapplied"   the last applied entry: seq u64 | epoch u64 | time_ms u64 | synced u8, 0 or 1; absent before the first
-    b"mcursor"    while a full sync copies records in: the last one's key; else absent
     b"mformat"    the format version of all of this: u32
 
 All integers are big-endian. Data keys sort below meta keys, so a walk over data always finds something behind its end.
@@ -24,7 +23,6 @@ FORMAT_VERSION = 1
 
 DATA_PREFIX = b"k"
 APPLIED_KEY = b"mapplied"
-CURSOR_KEY = b"mcursor"
 FORMAT_KEY = b"mformat"
 
 _HEADER = Struct(">QQQ")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from kvnode.node.api import Item, KeyRange, Record
 from kvnode.node.errors import EngineClosed, EngineFailed, RecordDamaged
 from kvnode.node.storage.engine import Applied
-from kvnode.protocol.snapshot import SnapshotRecord
+from kvnode.protocol.snapshot import RecordFields, SnapshotRecord
 from kvnode.protocol.types import Entry, Epoch, Position, Put
 from support.crash_plan import CrashPlan, Interruption, Survival, SurvivalMode
 from support.memory_disk import MemoryDisk
@@ -39,13 +39,11 @@ class Batch(NamedTuple):
     Attributes:
         changes: the keys' new records, in order; None deletes.
         applied: what it sets `applied` to; None leaves that alone.
-        copied_key: likewise.
         synced: whether its log was synced behind it.
     """
 
     changes: tuple[tuple[bytes, Record | None], ...]
     applied: Applied | None = None
-    copied_key: bytes | None = None
     synced: bool = False
 
 
@@ -56,12 +54,10 @@ class State:
     Attributes:
         records: by key.
         applied: as of the last batch.
-        copied_key: likewise.
     """
 
     records: dict[bytes, Record] = field(default_factory=dict)
     applied: Applied = _EMPTY
-    copied_key: bytes = b""
 
     def apply(self, batches: Sequence[Batch]) -> None:
         """Apply batches in order."""
@@ -73,12 +69,10 @@ class State:
                     self.records[key] = record
             if batch.applied is not None:
                 self.applied = batch.applied
-            if batch.copied_key is not None:
-                self.copied_key = batch.copied_key
 
     def copy(self) -> State:
         """A copy that lives on its own."""
-        return State(dict(self.records), self.applied, self.copied_key)
+        return State(dict(self.records), self.applied)
 
 
 @dataclass(slots=True)
@@ -267,25 +261,26 @@ class ModelEngine:
             seqs = f"seq {entries[0].seq}..{entries[-1].seq}"
             self._write("engine_write", seqs, Batch(changes_of(entries), applied))
 
-    def copy_in(self, records: Sequence[SnapshotRecord]) -> None:
+    def copy_in(self, records: Sequence[RecordFields]) -> None:
         with self._plan.lock:
             self._check_writable()
             changes = tuple(
-                (key, Record(Position(epoch, seq), expires_ms, value)) for key, seq, epoch, expires_ms, value in records
+                (key, Record(Position(Epoch(epoch), seq), expires_ms, value))
+                for key, seq, epoch, expires_ms, value in records
             )
-            keys = f"{records[0].key!r}..{records[-1].key!r}"
-            self._write("engine_copy_in", keys, Batch(changes, copied_key=records[-1].key, synced=True))
+            keys = f"{records[0][0]!r}..{records[-1][0]!r}"
+            self._write("engine_copy_in", keys, Batch(changes, synced=True))
 
     def copied_key(self) -> bytes:
         with self._plan.lock:
             self._check_open()
-            return self._state.copied_key
+            return max(self._state.records, default=b"")
 
     def settle(self, position: Position, time_ms: int) -> None:
         with self._plan.lock:
             self._check_writable()
             applied = Applied(position, synced=True, time_ms=time_ms)
-            self._write("engine_settle", str(position), Batch((), applied, b"", synced=True))
+            self._write("engine_settle", str(position), Batch((), applied, synced=True))
 
     def contains(self, key: bytes) -> bool:
         with self._plan.lock:

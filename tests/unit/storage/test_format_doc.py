@@ -13,7 +13,6 @@ from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, Rep
 from kvnode.node.storage.engine import Applied
 from kvnode.node.storage.records import (
     APPLIED_KEY,
-    CURSOR_KEY,
     DATA_PREFIX,
     FORMAT_KEY,
     decode_applied,
@@ -186,6 +185,5 @@ def test_key_table() -> None:
     assert [row[0] for row in table_after("## LevelDB")] == [
         f"`{DATA_PREFIX.decode()}` + the key's bytes",
         f"`{APPLIED_KEY.decode()}`",
-        f"`{CURSOR_KEY.decode()}`",
         f"`{FORMAT_KEY.decode()}`",
     ]
