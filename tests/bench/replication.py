@@ -5,7 +5,8 @@ Run it as ``.venv/bin/python tests/bench/replication.py [--rounds N] [--seconds 
 - puts on a primary with two replicas, beside a node without any;
 - puts forwarded by a replica, beside puts on its primary (which has that replica);
 - a replica that catches up with a log, in entries a second, beside the puts of a primary alone;
-- a full sync in MB/s, beside ``cp -r`` of the same db/ and then sending it through a loopback socket;
+- a full sync in MB/s, beside ``cp -r`` of the same db/ and then sending it through a loopback socket, and beside what
+  LevelDB leaves of that: its records put into another LevelDB by plyvel, in one process and without a network;
 - the lag of two replicas under full write load, in entries and ms.
 """
 
@@ -33,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.filling import wait_settled
 from bench.harness import TABLE_HEAD, Comparison, alternate, kvnode, wrk
+from bench.limits import copy_records_rate
 from bench.rest import PUT_SCRIPT
 
 from support.node_process import NodeProcess
@@ -40,6 +42,8 @@ from support.node_process import NodeProcess
 #: Records of the full sync, and the bytes of each one's value.
 SYNC_RECORDS = 200_000
 SYNC_VALUE_BYTES = 1024
+#: Of keys and values.
+_SYNC_BYTES = SYNC_RECORDS * (SYNC_VALUE_BYTES + 12)
 #: Single puts that a replica catches up with.
 LOG_ENTRIES = 200_000
 
@@ -122,7 +126,7 @@ def full_sync(primary: NodeProcess, folder: Path) -> float:
         shutil.rmtree(data)
     times = [line for line in node.log if "event=full_sync_begins" in line or "event=full_sync_done" in line]
     began, ended = map(_seconds, times)
-    return SYNC_RECORDS * (SYNC_VALUE_BYTES + 12) / (ended - began) / 1e6
+    return _SYNC_BYTES / (ended - began) / 1e6
 
 
 def _seconds(line: str) -> float:
@@ -145,7 +149,7 @@ def copy_and_send(db: Path, folder: Path) -> float:
         sink.join()
     took = time.monotonic() - began
     shutil.rmtree(target)
-    return SYNC_RECORDS * (SYNC_VALUE_BYTES + 12) / took / 1e6
+    return _SYNC_BYTES / took / 1e6
 
 
 def _drain(listener: socket.socket) -> None:
@@ -234,18 +238,26 @@ def catch_ups(
         )
 
 
-def full_syncs(folder: Path, rounds: int) -> Comparison:
-    """A new replica that takes a full sync, beside `cp -r` and a socket."""
+def full_syncs(folder: Path, rounds: int) -> tuple[Comparison, Comparison]:
+    """A new replica that takes a full sync, beside `cp -r` and a socket, and beside plyvel alone."""
     flags = ("--wal-keep-bytes", "0", "--wal-segment-bytes", "16MiB", "--name", "data")
     with kvnode(folder / "data", *flags) as primary:
         fill_incompressibly(primary.url, SYNC_RECORDS, SYNC_VALUE_BYTES)
         wait_settled(folder / "data" / "db")
-        return pairs(
+        db = folder / "data" / "db"
+        beside_files = pairs(
             "full sync / cp -r and network",
             lambda: full_sync(primary, folder),
-            lambda: copy_and_send(folder / "data" / "db", folder),
+            lambda: copy_and_send(db, folder),
             rounds,
         )
+        beside_leveldb = pairs(
+            "full sync / records copied by plyvel",
+            lambda: full_sync(primary, folder),
+            lambda: copy_records_rate(db, folder, _SYNC_BYTES),
+            rounds,
+        )
+        return beside_files, beside_leveldb
 
 
 def main() -> None:
@@ -280,7 +292,8 @@ def main() -> None:
         if given.only in (None, "catchup"):
             print(catch_ups(folder, solo, rounds, seconds).row("entries/s"), flush=True)
         if given.only in (None, "sync"):
-            print(full_syncs(folder, rounds).row("MB/s"), flush=True)
+            for found in full_syncs(folder, rounds):
+                print(found.row("MB/s"), flush=True)
 
 
 if __name__ == "__main__":

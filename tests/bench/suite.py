@@ -189,8 +189,9 @@ class Run:
             self._compare("forwarded-put", found, "requests/s", "on the primary")
             found = replication.catch_ups(folder, solo, rounds, seconds, self.plan.log_entries)
             self._compare("catch-up", found, "entries/s", "puts of a node alone")
-        found = replication.full_syncs(folder, rounds)
-        self._compare("full-sync", found, "MB/s", "cp -r + socket")
+        beside_files, beside_leveldb = replication.full_syncs(folder, rounds)
+        self._compare("full-sync", beside_files, "MB/s", "cp -r + socket")
+        self._compare("full-sync-leveldb", beside_leveldb, "MB/s", "plyvel alone, one process")
         shutil.rmtree(folder)
 
     def measure_overload(self) -> None:
