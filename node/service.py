@@ -33,7 +33,7 @@ from kvnode.node.startup import OpenedDirectory, begin_reign, make_data_director
 from kvnode.node.storage.datadir import DirectoryLock, Layout
 from kvnode.node.storage.leveldb import leveldb_factory
 from kvnode.node.storage.logreader import LogReader
-from kvnode.node.storage.recovery import reopen_engine
+from kvnode.node.storage.replay import reopen_engine
 from kvnode.node.store import Store
 from kvnode.node.watching import counters, newest_entries
 from kvnode.node.worker import Worker
@@ -76,6 +76,7 @@ def run(config: Config, join: Address | None = None) -> int:
     """
     log = open_event_log(config.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.set_threshold(_GC_THRESHOLD)
     fs = RealFs()
     layout = Layout(config.data)
     try:
@@ -118,7 +119,6 @@ async def _serve(config: Config, fs: Fs, primary: Address | None, log: EventLog)
             else:
                 remember_later(opened, later)
         gc.freeze()
-        gc.set_threshold(_GC_THRESHOLD)
         reopen = functools.partial(reopen_engine, fs, Layout(config.data), open_engine)
         node = Node(config, opened, reopen, RealClock(), log, joining=primary is not None)
     except (KvError, OSError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kvnode.node.api import Item, KeyRange, Record
+from kvnode.protocol.entry import LoggedEntry
 from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.types import Entry, Epoch, Position
 
@@ -81,6 +82,30 @@ class RecordScan(Protocol):
         """Release the snapshot; idempotent, fine after the engine was closed."""
 
 
+class ReplayBatch(Protocol):
+    """Entries of the log that are to be applied as by one `Engine.write`.
+
+    Filling it is apart from writing it, which leaves the interpreter to other threads: they can fill the next one.
+    """
+
+    def add(self, entries: Sequence[LoggedEntry]) -> None:
+        """Add entries behind those that are in it.
+
+        Args:
+            entries: at least one.
+
+        Raises:
+            EngineClosed.
+        """
+
+    def write(self) -> None:
+        """Apply what was added, at least one entry; called once, and in the order in which such batches were begun.
+
+        Raises:
+            EngineFailed, EngineClosed: as `Engine.write`.
+        """
+
+
 class Engine(Protocol):
     """An ordered key-value store, open on one directory."""
 
@@ -93,6 +118,13 @@ class Engine(Protocol):
 
         Raises:
             EngineFailed: unusable from now on but for reading and closing; what was applied is unknown.
+            EngineClosed.
+        """
+
+    def begin_replay_batch(self) -> ReplayBatch:
+        """An empty batch for entries that the log holds durably.
+
+        Raises:
             EngineClosed.
         """
 

@@ -59,6 +59,7 @@ from kvnode.node.storage.records import (
     encode_header,
     stored_bounds,
 )
+from kvnode.protocol.entry import LoggedEntry, LoggedPut
 from kvnode.protocol.snapshot import RecordFields
 from kvnode.protocol.types import Entry, Epoch, Position, Put
 
@@ -211,6 +212,21 @@ class LevelDbEngine:
             last = entries[-1]
             applied = Applied(last.position, synced, last.time_ms)
             put(APPLIED_KEY, encode_applied(applied))
+            try:
+                batch.write()
+            except plyvel.Error as error:
+                raise self._fail("a write failed", error) from error
+            self._applied = applied
+
+    def begin_replay_batch(self) -> LevelDbReplayBatch:
+        with self._gate:
+            return LevelDbReplayBatch(self, self._db.write_batch())
+
+    def write_replay_batch(self, batch: Any, applied: Applied) -> None:
+        """For `LevelDbReplayBatch`: write what it has collected, and with it what is applied then."""
+        with self._gate:
+            self._check_writable()
+            batch.put(APPLIED_KEY, encode_applied(applied))
             try:
                 batch.write()
             except plyvel.Error as error:
@@ -382,6 +398,38 @@ class LevelDbEngine:
 
     def _damaged(self, key: bytes, error: Exception) -> RecordDamaged:
         return RecordDamaged(f"{self._path}: {key!r} cannot be read: {error}")
+
+
+class LevelDbReplayBatch:
+    """`ReplayBatch` of a `LevelDbEngine`."""
+
+    def __init__(self, engine: LevelDbEngine, batch: Any) -> None:
+        """Begin with an empty WriteBatch; `LevelDbEngine.begin_replay_batch` calls this."""
+        self._engine = engine
+        self._batch = batch
+        self._last: LoggedEntry | None = None
+
+    def add(self, entries: Sequence[LoggedEntry]) -> None:
+        with self._engine.gate:
+            put, delete = self._batch.put, self._batch.delete
+            for entry in entries:
+                seq, epoch = entry.seq, entry.epoch
+                header = encode_header(seq, epoch, 0)
+                for op in entry.ops:
+                    if type(op) is LoggedPut:
+                        if op.expires_ms:
+                            put(DATA_PREFIX + op.key, encode_header(seq, epoch, op.expires_ms) + op.value)
+                        else:
+                            put(DATA_PREFIX + op.key, header + op.value)
+                    else:
+                        delete(DATA_PREFIX + op.key)
+            self._last = entries[-1]
+
+    def write(self) -> None:
+        assert self._last is not None, "an empty batch"
+        last = self._last
+        applied = Applied(Position(Epoch(last.epoch), last.seq), synced=True, time_ms=last.time_ms)
+        self._engine.write_replay_batch(self._batch, applied)
 
 
 class _Walk:

@@ -16,21 +16,21 @@ from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs, read_file
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
 from kvnode.node.storage.engine import NOTHING_APPLIED, Applied, Engine, EngineFactory
+from kvnode.node.storage.replay import STRETCH_BYTES, replay
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
     Damage,
-    SegmentRecord,
+    Stretch,
     check_header,
     find_later_records,
     parse_segment_name,
     read_records,
+    read_stretches,
     segment_name,
 )
 from kvnode.node.storage.wal import DISK_FULL_ERRNOS, Segment, Wal, WalOptions, make_segment
-from kvnode.protocol.types import Entry, History, Position, Reign, Seq
-
-#: Replayed entries are applied to the engine in batches of about this many bytes, so that memory stays bounded.
-_REPLAY_BATCH_BYTES = 4 * 1024 * 1024
+from kvnode.protocol.entry import LoggedEntry
+from kvnode.protocol.types import Epoch, History, Position, Reign, Seq
 
 #: How much of a segment is read and written at a time.
 _COPY_BYTES = 1024 * 1024
@@ -224,7 +224,7 @@ class Recovery:
         begin = next((i for i in reversed(range(len(first_seqs))) if first_seqs[i] <= replay_after + 1), 0)
         self._sync_segments(first_seqs[begin:])
         scan = _Scan(self._fs, self._layout.wal, first_seqs[begin:], history, known_durable)
-        for _ in scan.entries():
+        for _ in scan.stretches():
             pass
         return scan
 
@@ -234,7 +234,7 @@ class Recovery:
         """Bring LevelDB level with the log, which reaches at least as far and was examined."""
         if first_seqs:
             self._write_again(first_seqs[-1], found.end)
-        replayed = replay(engine, found.entries(), replay_after)
+        replayed = replay(engine, found.stretches(), replay_after)
         self._log.info("log_replayed", entries=replayed, last_seq=found.last_seq)
         if first_seqs:
             segments = self._chain(first_seqs, found.last_seq, found.end)
@@ -457,7 +457,7 @@ class Recovery:
 
 
 class _Scan:
-    """A walk over the log's last segments: hands out entries, then knows where the log ends and whether it was torn."""
+    """A walk over the log's last segments: hands out stretches, then knows where the log ends and if it was torn."""
 
     def __init__(self, fs: Fs, directory: Path, first_seqs: list[Seq], history: History, known_durable: Seq) -> None:
         self._fs = fs
@@ -469,8 +469,8 @@ class _Scan:
         self.end = HEADER_BYTES
         self.damage: Damage | None = None
 
-    def entries(self) -> Iterator[tuple[Entry, int]]:
-        """(entry, payload size) of all of them; can be called again.
+    def stretches(self) -> Iterator[Stretch]:
+        """All of them; can be called again.
 
         Raises:
             LogDamaged: at damage that is not the torn tail of an unacknowledged group.
@@ -482,10 +482,10 @@ class _Scan:
             self.last_seq, self.end = first_seq - 1, HEADER_BYTES
             data = read_file(self._fs, path)
             try:
-                for record in read_records(data, first_seq):
-                    self._check_epoch(path, record)
-                    yield record.entry, len(record.payload)
-                    self.last_seq, self.end = record.entry.seq, record.end
+                for stretch in read_stretches(data, first_seq, STRETCH_BYTES):
+                    self._check_epochs(path, data, stretch.entries)
+                    yield stretch
+                    self.last_seq, self.end = stretch.entries[-1].seq, stretch.end
             except Damage as damage:
                 is_last = index == len(self._first_seqs) - 1
                 reason = explain_corruption(damage, data, self._known_durable, is_last=is_last)
@@ -493,12 +493,21 @@ class _Scan:
                     raise LogDamaged(path, damage.offset, damage.seq, reason) from damage
                 self.damage = damage
 
-    def _check_epoch(self, path: Path, record: SegmentRecord) -> None:
-        epoch, seq = record.entry.position
-        if epoch != self._history.epoch_of(seq):
-            raise LogDamaged(
-                path, record.offset, seq, f"the record has epoch {epoch}, which is not this node's history"
-            )
+    def _check_epochs(self, path: Path, data: bytes, entries: Sequence[LoggedEntry]) -> None:
+        """Check that consecutive entries of a segment have the epochs that the history has for their seqs."""
+        epoch_of = self._history.epoch_of
+        expected = epoch_of(entries[0].seq)
+        if expected == epoch_of(entries[-1].seq):
+            # Nearly always: one reign ordered all of them.
+            wrong = next((entry for entry in entries if entry.epoch != expected), None)
+        else:
+            wrong = next((entry for entry in entries if entry.epoch != epoch_of(entry.seq)), None)
+        if wrong is None:
+            return
+        records = read_records(data, parse_segment_name(path.name) or 0)
+        offset = next(record.offset for record in records if record.entry.seq == wrong.seq)
+        reason = f"the record has epoch {Epoch(wrong.epoch)}, which is not this node's history"
+        raise LogDamaged(path, offset, wrong.seq, reason)
 
 
 def reigned(identity: Identity | None, history: History) -> History:
@@ -550,31 +559,6 @@ def explain_corruption(damage: Damage, data: bytes, known_durable: Seq, *, is_la
     return None
 
 
-def replay(engine: Engine, entries: Iterator[tuple[Entry, int]], after_seq: Seq) -> int:
-    """Apply entries above `after_seq` to the engine, in order; they are durable in the log.
-
-    Returns:
-        How many were applied.
-
-    Raises:
-        EngineFailed: the engine refused; what it applied is unknown, and replaying once more is harmless.
-    """
-    batch: list[Entry] = []
-    batch_bytes = replayed = 0
-    for entry, size in entries:
-        if entry.seq <= after_seq:
-            continue
-        batch.append(entry)
-        batch_bytes += size
-        if batch_bytes >= _REPLAY_BATCH_BYTES:
-            engine.write(batch, synced=True)
-            replayed += len(batch)
-            batch, batch_bytes = [], 0
-    if batch:
-        engine.write(batch, synced=True)
-    return replayed + len(batch)
-
-
 def list_segments(fs: Fs, directory: Path, cluster_id: bytes) -> list[Seq]:
     """The first seqs of all segments in a log directory, ascending, after each header was checked.
 
@@ -592,45 +576,3 @@ def list_segments(fs: Fs, directory: Path, cluster_id: bytes) -> list[Seq]:
             file.close()
         first_seqs.append(check_header(directory / name, head, cluster_id))
     return sorted(first_seqs)
-
-
-def reopen_engine(fs: Fs, layout: Layout, open_engine: EngineFactory, wal: Wal, checkpoint_seq: Seq) -> Engine:
-    """Open LevelDB again in a running node, after it failed and was closed, and bring it level with the log.
-
-    Raises:
-        EngineFailed: it cannot be opened or written, or came back without what a checkpoint covers.
-        LogDamaged: the log does not hold what it held.
-    """
-    # Without paranoid checks: what its own log lost in the failure is what the replay brings back.
-    engine = open_engine(layout.db, paranoid=False)
-    try:
-        held_seq = engine.applied.position.seq
-        if held_seq < checkpoint_seq:
-            # A replay from the checkpoint would hide that what lies before it is gone.
-            raise EngineFailed(f"{layout.db}: LevelDB was durable up to seq {checkpoint_seq}, but holds {held_seq} now")
-        segments = [segment for segment in wal.segments if segment.last_seq > checkpoint_seq]
-        replay(engine, read_segments(fs, layout.wal, segments), checkpoint_seq)
-    except BaseException:
-        engine.close(_CLOSE_TIMEOUT_S)
-        raise
-    return engine
-
-
-def read_segments(fs: Fs, directory: Path, segments: Sequence[Segment]) -> Iterator[tuple[Entry, int]]:
-    """(entry, payload size) of whole segments of a running log, up to each one's known end.
-
-    Raises:
-        LogDamaged: a segment does not hold what it held.
-    """
-    for segment in segments:
-        path = directory / segment.name
-        data = read_file(fs, path)[: segment.end]
-        last_seq, end = segment.first_seq - 1, HEADER_BYTES
-        try:
-            for record in read_records(data, segment.first_seq):
-                yield record.entry, len(record.payload)
-                last_seq, end = record.entry.seq, record.end
-        except Damage as damage:
-            raise LogDamaged(path, damage.offset, damage.seq, damage.reason) from damage
-        if last_seq != segment.last_seq:
-            raise LogDamaged(path, end, last_seq + 1, f"the segment reached up to seq {segment.last_seq} before")

@@ -7,14 +7,16 @@ Source: FORMAT.md, "Log segment".
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 from kvnode.node.errors import LogDamaged, UnknownFormat
-from kvnode.protocol.entry import ENTRY_FIRST_BYTE, decode_entry, payload_crc
+from kvnode.protocol.entry import ENTRY_FIRST_BYTE, NOT_AN_ENTRY, LoggedEntry, decode_entry, decode_logged, payload_crc
 from kvnode.protocol.errors import EntryDamaged, KvError
 from kvnode.protocol.fields import LogRecord
 from kvnode.protocol.types import Entry, Seq
@@ -61,6 +63,20 @@ class SegmentRecord(NamedTuple):
     def end(self) -> int:
         """The offset after the record."""
         return self.offset + RECORD_HEADER_BYTES + len(self.payload)
+
+
+class Stretch(NamedTuple):
+    """Consecutive intact records of a segment.
+
+    Attributes:
+        entries: theirs, decoded; at least one.
+        end: the offset after the last record.
+        size: of the records in bytes.
+    """
+
+    entries: list[LoggedEntry]
+    end: int
+    size: int
 
 
 class Damage(KvError):
@@ -177,6 +193,59 @@ def read_records(data: bytes, first_seq: Seq, start: int = HEADER_BYTES) -> Iter
             raise Damage(offset, seq, f"an intact record has seq {record.entry.seq}")
         yield record
         offset, seq = record.end, seq + 1
+
+
+def read_stretches(data: bytes, first_seq: Seq, stretch_bytes: int) -> Iterator[Stretch]:
+    """The entries of one whole segment, as `read_records` gives them, many at a time; for who wants nothing else.
+
+    Args:
+        data: the whole file, its header included.
+        first_seq: as the header says.
+        stretch_bytes: about so many bytes of records are in each stretch but the last; at least 1.
+
+    Raises:
+        Damage: as `read_records`, after all stretches before it.
+    """
+    offset, seq = HEADER_BYTES, first_seq
+    while True:
+        entries, end = _take_intact(data, offset, seq, stretch_bytes)
+        if not entries:
+            # The end, or damage: what it is, and why, is decided in one place.
+            record = next(read_records(data, seq, offset), None)
+            if record is None:
+                return
+            entries, end = [decode_logged(record.payload)], record.end
+        yield Stretch(entries, end, end - offset)
+        offset, seq = end, seq + len(entries)
+
+
+def _take_intact(data: bytes, start: int, first_seq: Seq, stretch_bytes: int) -> tuple[list[LoggedEntry], int]:
+    """The entries from the record at `start` on, up to the first that is not intact, and the offset behind them.
+
+    The hot path of a start with a log to replay: with `read_records`, which makes every record's object, the 580,000
+    records of a segment of 64 MiB took 2.5 s to read, and take 0.5 s so.
+    """
+    entries: list[LoggedEntry] = []
+    append, unpack, crc_of, decode = entries.append, unpack_record_header, crc32, decode_logged
+    size = len(data)
+    # The last record before here can be taken without asking each time whether its header is whole.
+    stop = min(start + stretch_bytes, size - RECORD_HEADER_BYTES + 1)
+    offset, seq = start, first_seq
+    with contextlib.suppress(*NOT_AN_ENTRY):
+        while offset < stop:
+            length, crc = unpack(data, offset)
+            begin = offset + RECORD_HEADER_BYTES
+            end = begin + (length & MAX_PAYLOAD_BYTES)
+            payload = data[begin:end]
+            if end == begin or end > size or crc_of(payload) != crc:
+                break
+            entry = decode(payload)
+            if entry.seq != seq:
+                break
+            append(entry)
+            offset = end
+            seq += 1
+    return entries, offset
 
 
 def _read_record(data: bytes, offset: int, length: int, crc: int) -> SegmentRecord | str:

@@ -4,9 +4,10 @@ import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.protocol.entry import EntryEncoder, decode_entry
+from kvnode.protocol.entry import NOT_AN_ENTRY, EntryEncoder, LoggedEntry, decode_entry, decode_logged
 from kvnode.protocol.errors import EntryDamaged
 from kvnode.protocol.types import Delete, Entry, Epoch, Put, delete, put
+from support.logged import entry_of
 
 U64 = st.integers(0, 2**64 - 1)
 KEYS = st.binary(min_size=1, max_size=50)
@@ -42,9 +43,16 @@ SHAPES = st.tuples(
 
 def check_decodes_or_is_damaged(payload: bytes) -> None:
     try:
+        logged = decode_logged(payload)
+    except NOT_AN_ENTRY:
+        logged = None
+    try:
         entry = decode_entry(payload)
     except EntryDamaged:
+        assert logged is None
         return
+    assert type(logged) is LoggedEntry
+    assert entry_of(logged) == entry
     assert type(entry) is Entry
     assert type(entry.epoch) is Epoch
     assert 1 <= entry.seq < 2**64

@@ -15,7 +15,7 @@ from kvnode.node.replication.members import save_members
 from kvnode.node.service import Node
 from kvnode.node.startup import OpenedDirectory, begin_reign, open_directory
 from kvnode.node.storage.datadir import Identity, StateFiles
-from kvnode.node.storage.recovery import reopen_engine
+from kvnode.node.storage.replay import reopen_engine
 from kvnode.node.store import Store
 from kvnode.node.worker import Worker
 from kvnode.protocol.fields import Member

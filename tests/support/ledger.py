@@ -8,9 +8,10 @@ from copy import copy
 from kvnode.node.api import Item, KeyRange, Record, WriteResult
 from kvnode.node.errors import CallerError, OutcomeUnknown, StorageFull, Unavailable
 from kvnode.node.storage.engine import Engine
-from kvnode.node.storage.recovery import Storage, read_segments
+from kvnode.node.storage.recovery import Storage
 from kvnode.node.storage.segment import HEADER_BYTES, read_records
 from kvnode.protocol.types import OP_PUT, Epoch, Op, Position, Put, Seq
+from support.logged import entries_in
 from support.memory_disk import MemoryDisk
 from support.simulated_node import LAYOUT
 
@@ -112,7 +113,7 @@ class Ledger:
     def _check_log(self, storage: Storage, disk: MemoryDisk) -> None:
         segments = storage.wal.segments
         assert segments[0].first_seq <= storage.checkpoint_seq + 1, "the log does not reach back to the checkpoint"
-        entries = [entry for entry, _ in read_segments(disk, LAYOUT.wal, segments)]
+        entries = entries_in(disk, LAYOUT.wal, segments)
         assert [entry.seq for entry in entries] == list(range(segments[0].first_seq, self.last_seq + 1))
         for entry in entries:
             known = self.entries[entry.seq - 1]

@@ -22,9 +22,11 @@ from typing import NamedTuple
 from kvnode.node.api import Item, KeyRange, Record
 from kvnode.node.errors import EngineClosed, EngineFailed, RecordDamaged
 from kvnode.node.storage.engine import Applied
+from kvnode.protocol.entry import LoggedEntry
 from kvnode.protocol.snapshot import RecordFields, SnapshotRecord
 from kvnode.protocol.types import Entry, Epoch, Position, Put
 from support.crash_plan import CrashPlan, Interruption, Survival, SurvivalMode
+from support.logged import entry_of
 from support.memory_disk import MemoryDisk
 
 #: The file by which a directory says which of the disk's databases it holds, so that it can be renamed.
@@ -135,6 +137,20 @@ def changes_of(entries: Sequence[Entry]) -> tuple[tuple[bytes, Record | None], .
         for entry in entries
         for op in entry.ops
     )
+
+
+class ModelReplayBatch:
+    """`ReplayBatch` of a `ModelEngine`."""
+
+    def __init__(self, engine: ModelEngine) -> None:
+        self._engine = engine
+        self._entries: list[Entry] = []
+
+    def add(self, entries: Sequence[LoggedEntry]) -> None:
+        self._entries += map(entry_of, entries)
+
+    def write(self) -> None:
+        self._engine.write(self._entries, synced=True)
 
 
 class ModelEngineDisk:
@@ -260,6 +276,11 @@ class ModelEngine:
             applied = Applied(entries[-1].position, synced, entries[-1].time_ms)
             seqs = f"seq {entries[0].seq}..{entries[-1].seq}"
             self._write("engine_write", seqs, Batch(changes_of(entries), applied))
+
+    def begin_replay_batch(self) -> ModelReplayBatch:
+        with self._plan.lock:
+            self._check_open()
+            return ModelReplayBatch(self)
 
     def copy_in(self, records: Sequence[RecordFields]) -> None:
         with self._plan.lock:

@@ -17,7 +17,7 @@ from kvnode.node.replication.replicadisk import ReplicaDisk
 from kvnode.node.startup import OpenedDirectory, open_directory
 from kvnode.node.storage.datadir import StateFiles
 from kvnode.node.storage.logreader import LogReader
-from kvnode.node.storage.recovery import reopen_engine
+from kvnode.node.storage.replay import reopen_engine
 from kvnode.node.store import Store
 from kvnode.node.worker import Worker
 from kvnode.protocol.entry import decode_entry

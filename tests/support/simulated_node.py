@@ -12,7 +12,7 @@ from kvnode.node.api import WriteResult
 from kvnode.node.config import Config
 from kvnode.node.startup import OpenedDirectory, begin_reign, open_directory
 from kvnode.node.storage.datadir import Layout
-from kvnode.node.storage.recovery import reopen_engine
+from kvnode.node.storage.replay import reopen_engine
 from kvnode.node.store import Store
 from kvnode.protocol.errors import KvError
 from kvnode.protocol.types import Op

@@ -10,9 +10,9 @@ import pytest
 from kvnode.node.api import KeyRange, WriteResult
 from kvnode.node.commit import Committed, Committer
 from kvnode.node.errors import EngineClosed, EngineFailed, LogFailed, RecordDamaged, StorageFull
-from kvnode.node.storage.recovery import read_segments
 from kvnode.node.storage.wal import Wal, WalOptions
 from kvnode.protocol.types import Entry, Epoch, Op, Position, delete, put
+from support.logged import entries_in
 from support.memory_disk import MemoryDisk
 from support.model_engine import ModelEngine, ModelEngineDisk
 
@@ -49,7 +49,7 @@ class Node:
         return self.committer.commit(group)
 
     def logged(self) -> list[Entry]:
-        return [entry for entry, _ in read_segments(self.disk, WAL, self.wal.segments)]
+        return entries_in(self.disk, WAL, self.wal.segments)
 
     def state(self) -> dict[bytes, bytes]:
         return dict(self.engine.scan(KeyRange()).next_items(1000, 1 << 20))

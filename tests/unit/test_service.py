@@ -16,7 +16,7 @@ from kvnode.node.config import Address, Config
 from kvnode.node.errors import NotReplica
 from kvnode.node.service import Node
 from kvnode.node.startup import begin_reign, open_directory
-from kvnode.node.storage.recovery import reopen_engine
+from kvnode.node.storage.replay import reopen_engine
 from support.crash_plan import KEPT
 from support.events import CapturedEvents
 from support.holds import Hold, turns

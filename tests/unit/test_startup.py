@@ -12,11 +12,11 @@ from kvnode.node.commit import Committer
 from kvnode.node.errors import FileDamaged, NameTaken, UnknownFormat
 from kvnode.node.startup import OpenedDirectory, begin_reign, make_data_directory, open_directory
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, Member, StateFiles
-from kvnode.node.storage.recovery import read_segments
 from kvnode.node.storage.statefile import encode_state
 from kvnode.protocol.types import Epoch, History, Reign, Seq, put
 from support.crash_plan import DROPPED, KEPT, Survival
 from support.events import CapturedEvents
+from support.logged import entries_in
 from support.memory_disk import MemoryDisk
 from support.simulated_node import DATA, LAYOUT, Machine, SteppingClock, tiny_config
 
@@ -200,7 +200,7 @@ def test_every_start_begins_an_epoch_behind_the_last_entry(survival: Survival) -
     # The third one ordered nothing.
     assert reigns(opened) == [(1, 1), (2, 4), (4, 6)]
     assert commit(opened) == 6
-    entries = [entry for entry, _ in read_segments(machine.disk, LAYOUT.wal, opened.storage.wal.segments)]
+    entries = entries_in(machine.disk, LAYOUT.wal, opened.storage.wal.segments)
     assert [(entry.seq, entry.epoch.term) for entry in entries] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 4)]
 
 
@@ -236,7 +236,7 @@ def test_time_does_not_go_back_over_a_restart() -> None:
     assert opened.storage.replayed == 2
     commit(opened, 1, FrozenClock(500))
     commit(opened, 1, FrozenClock(9001))
-    entries = [entry for entry, _ in read_segments(machine.disk, LAYOUT.wal, opened.storage.wal.segments)]
+    entries = entries_in(machine.disk, LAYOUT.wal, opened.storage.wal.segments)
     assert [entry.time_ms for entry in entries] == [9000, 9000, 9000, 9000, 9000, 9001]
 
 

@@ -5,9 +5,18 @@ from collections.abc import Callable
 import msgpack
 import pytest
 
-from kvnode.protocol.entry import ENTRY_FIRST_BYTE, EntryEncoder, decode_beginning, decode_entry, payload_crc
+from kvnode.protocol.entry import (
+    ENTRY_FIRST_BYTE,
+    NOT_AN_ENTRY,
+    EntryEncoder,
+    decode_beginning,
+    decode_entry,
+    decode_logged,
+    payload_crc,
+)
 from kvnode.protocol.errors import EntryDamaged, RemoteProtocolError
 from kvnode.protocol.types import Delete, Entry, Epoch, Put, delete, put
+from support.logged import entry_of
 
 EPOCH = Epoch.of(3, 0x9F2C1A7B)
 U64_MAX = 2**64 - 1
@@ -30,6 +39,13 @@ def test_entry_is_read_back(entry: Entry) -> None:
         assert decoded == entry
         assert type(decoded.epoch) is Epoch
         assert all(type(op) is (Put if op.kind == 1 else Delete) for op in decoded.ops)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"seq {entry.seq}")
+def test_decoding_for_a_replay_gives_the_same(entry: Entry) -> None:
+    logged = decode_logged(EntryEncoder().encode(entry))
+    assert (logged.seq, logged.epoch, logged.time_ms) == (entry.seq, entry.epoch, entry.time_ms)
+    assert entry_of(logged) == entry
 
 
 def test_encoder_can_be_used_again_also_after_a_failure() -> None:
@@ -103,6 +119,8 @@ def test_anything_else_is_damage(name: str) -> None:
         decode_entry(payload)
     assert isinstance(raised.value, RemoteProtocolError)
     assert raised.value.code == "entry_damaged"
+    with pytest.raises(NOT_AN_ENTRY):
+        decode_logged(payload)
 
 
 def flipped(payload: bytes) -> Callable[[int], bytes]:

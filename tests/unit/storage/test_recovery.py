@@ -202,6 +202,33 @@ def test_intact_marked_record_of_a_later_seq_in_the_place_of_another_is_corrupti
     assert "an intact record has seq 2" in error.reason
 
 
+def not_an_entry() -> bytes:
+    """A record that matches its CRC and holds no entry: only decoding tells."""
+    payload = EntryEncoder().encode(Entry(4, Epoch(1), 1, (put(b"k", b"1"),)))
+    return encode_record(log_record(payload[:-2]), marked=False)
+
+
+def test_record_that_only_decoding_finds_wrong_is_a_torn_tail_behind_the_end() -> None:
+    rig = written(3)
+    path, record = rig.find_record(3)
+    rig.disk.put_file(path, rig.read(path)[: record.end] + not_an_entry())
+    check_holds(rig.start(), 3)
+    assert "not msgpack" in str(rig.captured.fields_of("torn_tail_cut")["reason"])
+    assert len(rig.disk.stable_snapshot()[path]) == record.end
+
+
+def test_record_that_only_decoding_finds_wrong_is_refused_before_leveldb_is_touched() -> None:
+    """What is before it would make LevelDB forget, until it is replayed whole, up to where it was durable."""
+    rig = written(5, checkpoint_at=1)
+    path, record = rig.find_record(4)
+    data = rig.read(path)
+    rig.disk.put_file(path, data[: record.offset] + not_an_entry() + data[record.end :])
+    error = check_refused_twice(rig, LogDamaged)
+    assert isinstance(error, LogDamaged)
+    assert (error.path, error.offset, error.seq) == (path, record.offset, 4)
+    assert "engine_write" not in {call.operation for call in rig.disk.calls}
+
+
 # ---- damage below what is known durable ----------------------------------------------------------------------------
 
 

@@ -11,16 +11,19 @@ from kvnode.node.storage.segment import (
     HEADER_BYTES,
     RECORD_HEADER_BYTES,
     Damage,
+    SegmentRecord,
     check_header,
     encode_header,
     encode_record,
     find_later_records,
     parse_segment_name,
     read_records,
+    read_stretches,
     segment_name,
 )
 from kvnode.protocol.entry import EntryEncoder
 from kvnode.protocol.types import Entry, Epoch, delete, put
+from support.logged import entry_of
 from support.storage_rig import log_record
 
 CLUSTER = bytes(range(16))
@@ -40,15 +43,38 @@ def record(seq: int, *, marked: bool = False, value: bytes = b'"v"') -> bytes:
 
 
 def read_until_damage(data: bytes, first_seq: int = 5) -> tuple[list[int], Damage | None]:
-    """The seqs read, which come without gaps, and what ended the reading."""
-    last = first_seq - 1
+    """The seqs read, which come without gaps, and what ended the reading; it is the same in stretches of any size."""
+    found: list[SegmentRecord] = []
+    damage: Damage | None = None
     try:
-        for found in read_records(data, first_seq):
-            assert found.entry.seq == last + 1
-            last += 1
-    except Damage as damage:
-        return list(range(first_seq, last + 1)), damage
-    return list(range(first_seq, last + 1)), None
+        for each in read_records(data, first_seq):
+            assert each.entry.seq == first_seq + len(found)
+            found.append(each)
+    except Damage as met:
+        damage = met
+    for stretch_bytes in (1, 60, 1 << 20):
+        check_stretches(data, first_seq, stretch_bytes, found, damage)
+    return [each.entry.seq for each in found], damage
+
+
+def check_stretches(
+    data: bytes, first_seq: int, stretch_bytes: int, expected: list[SegmentRecord], damage: Damage | None
+) -> None:
+    """`read_stretches` finds these records and this damage behind them."""
+    left, offset, met = list(expected), HEADER_BYTES, None
+    try:
+        for entries, end, size in read_stretches(data, first_seq, stretch_bytes):
+            taken, left = left[: len(entries)], left[len(entries) :]
+            assert [entry_of(logged) for logged in entries] == [each.entry for each in taken]
+            assert (end, size) == (taken[-1].end, taken[-1].end - offset)
+            assert size < stretch_bytes + taken[-1].end - taken[-1].offset
+            offset = end
+    except Damage as error:
+        met = error
+    assert not left
+    assert repr(met) == repr(damage)
+    if met is not None and damage is not None:
+        assert (met.offset, met.seq, met.reason) == (damage.offset, damage.seq, damage.reason)
 
 
 # ---- names and headers -----------------------------------------------------------------------------------------
@@ -142,6 +168,7 @@ def test_record_layout() -> None:
 def test_records_are_read_up_to_the_unused_space(unused: int) -> None:
     data = segment(record(5, marked=True), record(6), record(7, marked=True), unused=unused)
     found = list(read_records(data, 5))
+    assert read_until_damage(data) == ([5, 6, 7], None)
     assert [each.entry.seq for each in found] == [5, 6, 7]
     assert [each.marked for each in found] == [True, False, True]
     assert [each.payload for each in found] == [payload(5), payload(6), payload(7)]
@@ -158,8 +185,8 @@ def test_reading_can_begin_at_any_record() -> None:
 
 
 def test_segment_without_records() -> None:
-    assert list(read_records(segment(), 5)) == []
-    assert list(read_records(segment(unused=100), 5)) == []
+    for unused in (0, 7, 8, 100):
+        assert read_until_damage(segment(unused=unused)) == ([], None)
 
 
 TAIL = len(segment(record(5)))
