@@ -12,18 +12,17 @@ import signal
 import sys
 from collections.abc import Coroutine, Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from kvnode.node.api import NewestEntries
 from kvnode.node.clock import Clock, RealClock
-from kvnode.node.config import Address, Config, prepare_environment
+from kvnode.node.config import Address, Config
 from kvnode.node.errors import Draining, StorageError, Syncing, Unavailable
 from kvnode.node.eventlog import EventLog, open_event_log
 from kvnode.node.fs import Fs, RealFs
 from kvnode.node.joining import join, later_term
-from kvnode.node.measures import NodeMetrics
 from kvnode.node.remedies import directory_remedy, listening_remedy
 from kvnode.node.replication.cluster import Cluster
 from kvnode.node.replication.logtail import LogTail
@@ -41,13 +40,12 @@ from kvnode.protocol.errors import KvError
 from kvnode.protocol.fields import ID_BYTES
 from kvnode.protocol.types import Position
 
+if TYPE_CHECKING:
+    from kvnode.node.measures import NodeMetrics
+
 #: A thread that comes back from the disk waits for the interpreter at most this long. The default of 5 ms would be
 #: added to nearly every commit under load; see tests/bench.
 _SWITCH_INTERVAL_S = 0.0005
-
-#: Container objects made between two collections of the youngest generation. The cache is a large number of objects
-#: without cycles, which the default of 700 makes the collector walk through again and again.
-_GC_THRESHOLD = 20_000
 
 #: Milestones of a stop, in seconds after the signal: waits end, clients that have not taken their answers are cut off,
 #: everything has to be closed.
@@ -76,7 +74,6 @@ def run(config: Config, join: Address | None = None) -> int:
     """
     log = open_event_log(config.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    gc.set_threshold(_GC_THRESHOLD)
     fs = RealFs()
     layout = Layout(config.data)
     try:
@@ -86,7 +83,6 @@ def run(config: Config, join: Address | None = None) -> int:
     except (KvError, OSError) as error:
         return _refused(error, config, log)
     _warn_of_open_doors(config, log)
-    prepare_environment()
     code = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(config, fs, join, log))
     # The loop and the interpreter are not torn down: after a failure, threads may still be inside LevelDB or the disk;
     # and one may always wait for a name that nobody answers for, longer than a stop may take.
@@ -215,15 +211,8 @@ class Node:
             joining=joining,
         )
         self.front = RestFront(config, self.cluster, self, log)
-        self._metrics = NodeMetrics(
-            self._version,
-            self._shared,
-            self.store,
-            self.cluster,
-            self.front,
-            functools.partial(self.check_ready, None),
-            functools.partial(opened.fs.space, config.data),
-        )
+        self._space = functools.partial(opened.fs.space, config.data)
+        self._metrics: NodeMetrics | None = None
 
     def request_stop(self, reason: str) -> None:
         """Begin a clean stop."""
@@ -373,7 +362,26 @@ class Node:
         await self.cluster.forget(name)
 
     async def render_metrics(self, accept: str) -> tuple[str, bytes]:
+        # On a thread for the first scrape's sake: the loop must not wait for the disk that the modules are on.
+        make = await asyncio.to_thread(_import_metrics)
+        if self._metrics is None:
+            self._metrics = make(
+                self._version,
+                self._shared,
+                self.store,
+                self.cluster,
+                self.front,
+                functools.partial(self.check_ready, None),
+                self._space,
+            )
         return await self._metrics.render(accept)
+
+
+def _import_metrics() -> type[NodeMetrics]:
+    """What renders metrics; it brings a Prometheus library along, for which no node has to wait to start."""
+    from kvnode.node.measures import NodeMetrics
+
+    return NodeMetrics
 
 
 def _warn_of_open_doors(config: Config, log: EventLog) -> None:

@@ -10,6 +10,7 @@ import click
 from kvnode.cli.peeraddress import address_callback
 from kvnode.cli.settings import SETTINGS_HELP, make_config, setting_options
 from kvnode.node.config import Address
+from kvnode.node.launch import launch
 
 _HELP = """Run a node as a replica of a primary.
 
@@ -29,10 +30,7 @@ cluster, a node that would follow itself, and a name that another member of the 
 
 def _run(primary: Address, config_file: Path | None, **flags: str | None) -> None:
     config = make_config(config_file, flags)
-    # The node is a lot to import; only a node that is started needs it.
-    from kvnode.node.service import run
-
-    sys.exit(run(config, join=primary))
+    sys.exit(launch(config, join=primary))
 
 
 join = click.Command(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from kvnode.cli.settings import SETTINGS_HELP, make_config, setting_options
+from kvnode.node.launch import launch
 
 _HELP = """Run a node until it is told to stop.
 
@@ -18,10 +19,7 @@ as a replica of the primary that it followed last. `kvnode join` makes a replica
 
 def _run(config_file: Path | None, **flags: str | None) -> None:
     config = make_config(config_file, flags)
-    # The node is a lot to import; only a node that is started needs it.
-    from kvnode.node.service import run
-
-    sys.exit(run(config))
+    sys.exit(launch(config))
 
 
 start = click.Command(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvnode.node.config import Config
-from kvnode.node.rest.openapi import build_document
+from kvnode.node.rest.openapi.document import build_document
 from support.browser import Browser, open_browser
 from support.cluster import Rest
 from support.node_process import NodeProcess

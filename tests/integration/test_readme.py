@@ -11,7 +11,7 @@ import pytest
 
 from kvnode.node.config import Config
 from kvnode.node.rest.errors import STATUS_OF_CODE
-from kvnode.node.rest.openapi import build_document
+from kvnode.node.rest.openapi.document import build_document
 from support.netns import NetworkNamespace
 from support.project import ROOT
 from support.transcript import examples, matches

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jsonschema import Draft202012Validator
 
 from kvnode.node.config import Config
-from kvnode.node.rest.openapi import build_document
+from kvnode.node.rest.openapi.document import build_document
 
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
 

@@ -1,15 +1,13 @@
-"""The document as a whole, and as the file that the node serves."""
+"""The document as a whole."""
 
 from __future__ import annotations
 
-import functools
 from importlib import metadata
 from typing import Any
 
 import msgspec
 
 from kvnode.node.config import SETTINGS, Config
-from kvnode.node.rest.assets import REVALIDATED, Source
 from kvnode.node.rest.openapi import browser, data, operating
 from kvnode.node.rest.openapi.failures import FAILURES, error_examples, error_schemas, error_table, schema_name
 from kvnode.node.rest.openapi.headers import HEADERS
@@ -101,12 +99,8 @@ def build_document(config: Config) -> dict[str, Any]:
     }
 
 
-def document_source(config: Config) -> Source:
-    """The document as a file of the node."""
-    return Source(JSON, REVALIDATED, functools.partial(_encode, config))
-
-
-def _encode(config: Config) -> bytes:
+def encode_document(config: Config) -> bytes:
+    """The document as JSON."""
     return msgspec.json.encode(build_document(config))
 
 

@@ -14,8 +14,8 @@ from kvnode.node import errors
 from kvnode.node.config import Config
 from kvnode.node.errors import InvalidRequest
 from kvnode.node.rest.errors import STATUS_OF_CODE, Internal, error_body
-from kvnode.node.rest.openapi import build_document
 from kvnode.node.rest.openapi.data import WALKTHROUGH, Step
+from kvnode.node.rest.openapi.document import build_document
 from kvnode.node.rest.openapi.failures import FAILURES, schema_name
 from kvnode.protocol.errors import KvError
 from support.openapi import METHODS, Operation, objects, operations, problems, references, resolve, strict
