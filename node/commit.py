@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from kvnode.node.api import WriteResult
 from kvnode.node.clock import Clock
@@ -16,7 +17,9 @@ from kvnode.node.storage.engine import Engine
 from kvnode.node.storage.wal import Wal
 from kvnode.protocol.entry import EntryEncoder, payload_crc
 from kvnode.protocol.fields import LogRecord
-from kvnode.protocol.types import OP_DELETE, OP_PUT, Entry, Epoch, Op, Position
+from kvnode.protocol.types import OP_DELETE, OP_PUT, Entry, Epoch, Op, Position, new_tuple
+
+_kind_of = attrgetter("kind")
 
 
 @dataclass(slots=True)
@@ -74,8 +77,10 @@ class Committer:
         """
         committed = self._evaluate(group)
         if committed.entries:
-            encode = self._encoder.encode
-            committed.records = [LogRecord(payload_crc(payload), payload) for payload in map(encode, committed.entries)]
+            committed.records = [
+                new_tuple(LogRecord, (payload_crc(payload), payload))
+                for payload in map(self._encoder.encode, committed.entries)
+            ]
             self._store(committed, None)
         return committed
 
@@ -116,27 +121,27 @@ class Committer:
 
     def _evaluate(self, group: Sequence[Sequence[Op]]) -> Committed:
         """Decide, in order, what each write comes to, and which entries that makes."""
-        epoch, position = self._epoch, self._last_position
+        epoch, position, seq = self._epoch, self._last_position, self._last_position.seq
         time_ms = max(self._clock.now_ms(), self._last_time_ms)
         outcomes: list[WriteResult | RecordDamaged] = []
         entries: list[Entry] = []
         overlay = _Overlay(self._engine)
         for ops in group:
             deleted = 0
-            kinds = [op.kind for op in ops]
-            if OP_DELETE in kinds:
+            if OP_DELETE in map(_kind_of, ops):
                 try:
                     deleted = overlay.count_deleted(entries, ops)
                 except RecordDamaged as error:
                     outcomes.append(error)
                     continue
-                if not deleted and OP_PUT not in kinds:
+                if not deleted and OP_PUT not in map(_kind_of, ops):
                     # Nothing to log; answered with the position up to which it saw everything.
                     outcomes.append(WriteResult(position, 0))
                     continue
-            position = Position(epoch, position.seq + 1)
-            entries.append(Entry(position.seq, epoch, time_ms, ops))
-            outcomes.append(WriteResult(position, deleted))
+            seq += 1
+            position = new_tuple(Position, (epoch, seq))
+            entries.append(new_tuple(Entry, (seq, epoch, time_ms, ops)))
+            outcomes.append(new_tuple(WriteResult, (position, deleted)))
         return Committed(outcomes, entries)
 
 

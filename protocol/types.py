@@ -18,6 +18,10 @@ Seq: TypeAlias = int
 OP_PUT = 1
 OP_DELETE = 2
 
+#: Makes a named tuple of its class and a tuple of its fields. What calling the class does besides is a call in Python,
+#: which takes longer than all else: 0.11 instead of 0.27 µs. For what is made for every write or item.
+new_tuple = tuple.__new__
+
 _EPOCH_TEXT = re.compile(r"(0|[1-9][0-9]{0,9})\.([0-9a-f]{8})")
 _U32_MAX = 0xFFFF_FFFF
 
@@ -109,12 +113,12 @@ Op: TypeAlias = Put | Delete
 
 def put(key: bytes, value: bytes, expires_ms: int = 0) -> Put:
     """A `Put` with its kind filled in."""
-    return Put(OP_PUT, key, expires_ms, value)
+    return new_tuple(Put, (OP_PUT, key, expires_ms, value))
 
 
 def delete(key: bytes) -> Delete:
     """A `Delete` with its kind filled in."""
-    return Delete(OP_DELETE, key)
+    return new_tuple(Delete, (OP_DELETE, key))
 
 
 class Entry(NamedTuple):

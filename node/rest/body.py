@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NoReturn, TypeVar
 
 import msgspec
 
 from kvnode.node.errors import InvalidJson, InvalidRequest, TooLarge
-from kvnode.protocol.types import Delete, Put, delete, put
+from kvnode.protocol.types import OP_PUT, Delete, Put, delete, new_tuple, put
 
 
 class _PutBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -113,10 +114,11 @@ def decode_batch(body: bytes, max_items: int) -> Sequence[Put]:
             field = f"$[{index}].key"
             ops.append(put(_encode_key(_unveil_key(item.key, field), field), _unveil(bytes(item.value))))
     else:
-        ops = [put(item.key.encode(), bytes(item.value)) for item in decoded]
-        for index, op in enumerate(ops):
-            if not op.key:
-                raise _empty_key(f"$[{index}].key")
+        keys = [item.key.encode() for item in decoded]
+        if not all(keys):
+            raise _empty_key(f"$[{keys.index(b'')}].key")
+        values = [bytes(item.value) for item in decoded]
+        ops = list(map(new_tuple, repeat(Put), zip(repeat(OP_PUT), keys, repeat(0), values)))
     if not ops:
         raise InvalidRequest(None, "a batch needs at least one item")
     return ops

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -159,9 +159,26 @@ def encode_record(record: LogRecord, *, marked: bool) -> bytes:
         record: its CRC is taken as it is; the payload has 1 to 2**31 - 1 bytes.
         marked: whether all that was written to the log before is durable.
     """
-    crc, payload = record
-    length = len(payload)
-    return _RECORD.pack(length | _MARK if marked else length, crc) + payload
+    return encode_records((record,), marked=marked)
+
+
+def encode_records(records: Sequence[LogRecord], *, marked: bool) -> bytes:
+    """A group of records, one after the other, as they stand in a segment.
+
+    Args:
+        records: at least one; as for `encode_record`.
+        marked: whether all that was written to the log before is durable. It says so in its first record.
+    """
+    pack = _RECORD.pack
+    parts: list[bytes] = []
+    append = parts.append
+    for crc, payload in records:
+        append(pack(len(payload), crc))
+        append(payload)
+    if marked:
+        crc, payload = records[0]
+        parts[0] = pack(len(payload) | _MARK, crc)
+    return b"".join(parts)
 
 
 def read_records(data: bytes, first_seq: Seq, start: int = HEADER_BYTES) -> Iterator[SegmentRecord]:

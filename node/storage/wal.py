@@ -13,7 +13,7 @@ import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvnode.node.errors import LogFailed, StorageFull
@@ -22,7 +22,7 @@ from kvnode.node.storage.segment import (
     HEADER_BYTES,
     RECORD_HEADER_BYTES,
     encode_header,
-    encode_record,
+    encode_records,
     segment_name,
 )
 from kvnode.protocol.fields import LogRecord
@@ -169,9 +169,7 @@ class Wal:
         size = sum([len(payload) for _, payload in records]) + RECORD_HEADER_BYTES * len(records)
         try:
             closed = self._make_room(size)
-            encoded = [encode_record(records[0], marked=self._all_durable)]
-            encoded += [encode_record(record, marked=False) for record in records[1:]]
-            self._file.write_at(self._tail.end, b"".join(encoded))
+            self._file.write_at(self._tail.end, encode_records(records, marked=self._all_durable))
         except LogFailed as failure:
             self._failure = failure
             raise
@@ -181,7 +179,8 @@ class Wal:
         if self._options.sync:
             self._sync_tail()
             self._all_durable = True
-        self._tail = replace(self._tail, last_seq=self._tail.last_seq + len(records), end=self._tail.end + size)
+        tail = self._tail
+        self._tail = Segment(tail.first_seq, tail.last_seq + len(records), tail.end + size)
         self.appended_bytes += size
         return closed
 
