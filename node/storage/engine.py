@@ -39,12 +39,15 @@ class Scan(Protocol):
 
     Attributes:
         applied: the position that the snapshot shows.
-        next_key: once `next_items` has returned an empty list: the first key left out because of the range's limit,
-            None when the range was exhausted.
+        ended: whether the range has ended, as was confirmed, with what `next_items` returned last.
+        next_key: once it has: the first key left out because of the range's limit, None when the range was exhausted.
     """
 
     applied: Position
     next_key: bytes | None
+
+    @property
+    def ended(self) -> bool: ...
 
     def next_items(self, max_items: int, max_bytes: int) -> list[Item]:
         """The next items in order, at least one unless the range has ended; an empty list is the confirmed end.

@@ -28,10 +28,10 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -525,6 +525,14 @@ class LevelDbScan(_Walk):
         super().__init__(engine, snapshot, applied, *stored_bounds(wanted), reverse=wanted.reverse)
         self.next_key: bytes | None = None
         self._left = wanted.limit
+        self._items: Iterator[tuple[bytes, bytes]] = self._iterator
+        if wanted.reverse:
+            lowest = self._start
+            self._items = takewhile(lambda item: item[0] >= lowest, self._iterator)
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
 
     def next_items(self, max_items: int, max_bytes: int) -> list[Item]:
         with self._engine.gate:
@@ -539,15 +547,11 @@ class LevelDbScan(_Walk):
 
     def _take(self, max_items: int, max_bytes: int) -> list[Item]:
         count = max_items if self._left is None else min(max_items, self._left)
-        lowest = self._start
         items: list[Item] = []
         append = items.append
         size = 0
         exhausted = False
-        for key, stored in islice(self._iterator, count):
-            if key < lowest:
-                exhausted = True
-                break
+        for key, stored in islice(self._items, count):
             append((key[_KEY], stored[_VALUE]))
             # Counting the keys too would be felt, and their number is bounded.
             size += len(stored)
@@ -568,8 +572,8 @@ class LevelDbScan(_Walk):
 
     def _peek(self) -> bool:
         """Whether something lies behind the limit; if so, it is the `next_key`."""
-        following = next(self._iterator, None)
-        if following is None or following[0] < self._start:
+        following = next(self._items, None)
+        if following is None:
             return False
         self.next_key = following[0][_KEY]
         self._ended = True

@@ -61,6 +61,7 @@ def read_range(engine: Engine, wanted: KeyRange, max_items: int = 1000) -> tuple
         items: list[Item] = []
         while some := scan.next_items(max_items, 1 << 20):
             items += some
+        assert scan.ended
         return items, scan.next_key
     finally:
         scan.close()

@@ -433,6 +433,7 @@ class ModelScan:
 
     def __init__(self, engine: ModelEngine, items: list[Item], next_key: bytes | None) -> None:
         self.applied = engine.applied.position
+        self.ended = False
         self.next_key: bytes | None = None
         self._engine = engine
         self._items = items
@@ -446,9 +447,9 @@ class ModelScan:
             stop += 1
         items = self._items[self._at : stop]
         self._engine.check_scan(key for key, _ in items)
-        if not items:
-            self.next_key = self._left_out
         self._at = stop
+        if stop == len(self._items):
+            self.ended, self.next_key = True, self._left_out
         return items
 
     def close(self) -> None:

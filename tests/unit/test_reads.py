@@ -335,18 +335,51 @@ def new_range(rig: Rig, encoder: Any = encode, **wanted: Any) -> RangeRead:
 
 
 async def test_a_range_in_chunks(rig: Rig) -> None:
-    rig.commit(*(put(b"%04d" % number, b"1") for number in range(600)))
+    rig.commit(*(put(b"%04d" % number, b"1") for number in range(1200)))
     scans = open_scans(rig)
-    stream = new_range(rig, last=b"0598")
+    stream = new_range(rig, last=b"1198")
     await stream.open()
     assert stream.applied == Position(EPOCH, 1)
     found = await chunks(stream)
-    assert [chunk.count(b"=") for chunk in found] == [256, 256, 87]
-    assert b",".join(found) == b",".join(b"%04d=1" % number for number in range(599))
-    assert (stream.count, stream.next_key) == (599, None)
+    assert [chunk.count(b"=") for chunk in found] == [512, 512, 175]
+    assert b",".join(found) == b",".join(b"%04d=1" % number for number in range(1199))
+    assert (stream.count, stream.next_key) == (1199, None)
     assert await chunks(stream) == []
-    assert len(scans) == 1
     await stream.aclose()
+    await stream.aclose()
+    assert scans == []
+
+
+async def test_the_snapshot_is_held_until_the_last_chunk_is_read(rig: Rig) -> None:
+    rig.commit(*(put(b"%04d" % number, b"1") for number in range(513)))
+    scans = open_scans(rig)
+    stream = new_range(rig)
+    await stream.open()
+    assert (await anext(stream)).count(b"=") == 512
+    assert len(scans) == 1
+    assert await anext(stream) == b"0512=1"
+    assert scans == []
+    await stream.aclose()
+
+
+async def test_a_range_that_is_not_read_to_its_end_is_closed(rig: Rig) -> None:
+    rig.commit(*(put(b"%04d" % number, b"1") for number in range(513)))
+    scans = open_scans(rig)
+    stream = new_range(rig)
+    await stream.open()
+    await anext(stream)
+    await stream.aclose()
+    assert scans == []
+    assert await chunks(stream) == []
+
+
+async def test_an_empty_range(rig: Rig) -> None:
+    rig.commit(put(b"a", b"1"))
+    scans = open_scans(rig)
+    stream = new_range(rig, first=b"b")
+    await stream.open()
+    assert await chunks(stream) == []
+    assert (stream.count, stream.next_key, rig.counters.range_chunks) == (0, None, 0)
     await stream.aclose()
     assert scans == []
 
@@ -395,16 +428,16 @@ async def test_encoding_happens_on_the_thread(rig: Rig) -> None:
 
 
 async def test_damage_ends_a_range_with_an_error_and_no_more(rig: Rig) -> None:
-    rig.commit(*(put(b"%04d" % number, b"1") for number in range(600)))
+    rig.commit(*(put(b"%04d" % number, b"1") for number in range(1200)))
     scans = open_scans(rig)
-    rig.engine.damaged_keys.add(b"0300")
+    rig.engine.damaged_keys.add(b"0600")
     stream = new_range(rig)
     await stream.open()
-    assert (await anext(stream)).count(b"=") == 256
+    assert (await anext(stream)).count(b"=") == 512
     for _ in range(2):
         with pytest.raises(RecordDamaged):
             await anext(stream)
-    assert stream.count == 256
+    assert stream.count == 512
     await stream.aclose()
     assert scans == []
 

@@ -116,8 +116,8 @@ def test_scan_hands_out_as_many_items_as_asked_for(tmp_path: Path, reverse: bool
         scan = engine.scan(KeyRange(limit=25, reverse=reverse))
         counts = []
         while items := scan.next_items(10, 1 << 20):
-            counts.append(len(items))
-        assert counts == [10, 10, 5]
+            counts.append((len(items), scan.ended))
+        assert counts == [(10, False), (10, False), (5, True)]
         assert scan.next_key == (b"key024" if reverse else b"key025")
         assert scan.next_items(10, 1 << 20) == []
         scan.close()

@@ -15,6 +15,7 @@ from kvnode.node.storage.segment import (
     check_header,
     encode_header,
     encode_record,
+    encode_records,
     find_later_records,
     parse_segment_name,
     read_records,
@@ -162,6 +163,14 @@ def test_record_layout() -> None:
     body = payload(5)
     assert encode_record(log_record(body), marked=False) == struct.pack(">II", len(body), crc32(body)) + body
     assert encode_record(log_record(body), marked=True) == struct.pack(">II", len(body) | 1 << 31, crc32(body)) + body
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_first_record_of_a_group_has_its_mark(marked: bool) -> None:
+    group = [log_record(payload(seq)) for seq in (5, 6, 7)]
+    first, *others = group
+    alone = [encode_record(first, marked=marked), *(encode_record(other, marked=False) for other in others)]
+    assert encode_records(group, marked=marked) == b"".join(alone)
 
 
 @pytest.mark.parametrize("unused", [0, 1, 7, 8, 9, 3 << 20])

@@ -132,7 +132,12 @@ def test_a_chunk_stops_at_its_bytes_but_has_an_item() -> None:
     engine = new_engines()(DB, paranoid=True)
     write_all(engine, 1, 1)
     scan = engine.scan(KeyRange())
-    assert [len(scan.next_items(10, 1)) for _ in range(4)] == [1, 1, 1, 0]
+    assert [(len(scan.next_items(10, 1)), scan.ended) for _ in range(4)] == [
+        (1, False),
+        (1, False),
+        (1, True),
+        (0, True),
+    ]
 
 
 def test_damage_is_reported_for_the_keys_it_hits() -> None:
