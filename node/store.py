@@ -563,26 +563,36 @@ class Store:
         """Make a group visible: the cache first, then the applied seq and those who wait for it."""
         if not committed.entries:
             return
-        cache, reads = self.cache, self._reads
-        # What others ask of another node says nothing of what is asked here.
+        # What others ask of another node says nothing of what is asked here. And a batch refreshes what is cached: were
+        # all of it put there, a bulk load would push out the hot keys.
         is_foreign = self._no_reign is not None
-        if is_foreign and not cache.entries and not reads.filling:
-            self._advance(committed.entries[-1].position)
-            return
-        for seq, epoch, _, ops in committed.entries:
-            position = Position(epoch, seq)
-            # A batch refreshes what is cached; were all of it put there, a bulk load would push out the hot keys.
-            is_batch = is_foreign or len(ops) > 1
-            for op in ops:
-                key = op.key
-                reads.forget(key)
-                if is_batch and key not in cache:
-                    continue
-                if isinstance(op, Put):
-                    cache.put(key, Record(position, op.expires_ms, op.value))
+        if not is_foreign or self.cache.entries or self._reads.filling:
+            for entry in committed.entries:
+                if is_foreign or len(entry.ops) > 1:
+                    self._refresh(entry)
                 else:
-                    cache.discard(key)
+                    self._cache(entry.position, entry.ops[0])
         self._advance(committed.entries[-1].position)
+
+    def _refresh(self, entry: Entry) -> None:
+        """Bring what is cached of an entry's keys up to date."""
+        cache, reads = self.cache, self._reads
+        if not (cache.entries or reads.filling):
+            return
+        position = entry.position
+        for op in entry.ops:
+            if op.key in cache:
+                self._cache(position, op)
+            else:
+                reads.forget(op.key)
+
+    def _cache(self, position: Position, op: Op) -> None:
+        """Note in the cache, and to reads under way, what a key is now."""
+        self._reads.forget(op.key)
+        if isinstance(op, Put):
+            self.cache.put(op.key, Record(position, op.expires_ms, op.value))
+        else:
+            self.cache.discard(op.key)
 
     def _advance(self, position: Position) -> None:
         self.applied = position
