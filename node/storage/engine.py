@@ -86,10 +86,7 @@ class RecordScan(Protocol):
 
 
 class ReplayBatch(Protocol):
-    """Entries of the log that are to be applied as by one `Engine.write`.
-
-    Filling it is apart from writing it, which leaves the interpreter to other threads: they can fill the next one.
-    """
+    """Entries of the log that are to be applied as by one `Engine.write`; so many that they come bit by bit."""
 
     def add(self, entries: Sequence[LoggedEntry]) -> None:
         """Add entries behind those that are in it.
