@@ -22,6 +22,7 @@ import asyncio
 import string
 from bisect import bisect_left
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from aiohttp import hdrs
@@ -73,22 +74,13 @@ class Express:
         self.max_key_bytes = config.max_key_bytes
         self.max_body_bytes = config.max_body_bytes
         self.refuse = refuse
-        self._counters = counters
-
-    def count(self, route: str, began_s: float, answer: Response) -> None:
-        """Count a request that is answered now."""
-        took_s = self.now_s() - began_s
-        counted = self._counters.routes[route]
-        counted.counts[bisect_left(REQUEST_BOUNDS, took_s)] += 1
-        counted.seconds += took_s
-        if answer.status != 200:
-            self._counters.not_ok(route, answer.status, answer.code if isinstance(answer, ErrorResponse) else None)
+        self.counters = counters
 
 
 class ExpressConnection(Connection):
     """A connection. See the module."""
 
-    __slots__ = ("_began_s", "_draining", "_due_bytes", "_express", "_is_answering", "_key")
+    __slots__ = ("_answered_s", "_began_s", "_draining", "_due_bytes", "_express", "_is_answering", "_key")
 
     def __init__(self, express: Express, *args: Any, **kw: Any) -> None:
         """Serve one client; all but `express` is as for a `Connection`."""
@@ -100,6 +92,8 @@ class ExpressConnection(Connection):
         self._is_answering = False
         self._key = ""
         self._began_s = 0.0
+        #: When the last answer was sent from here; at first, long ago.
+        self._answered_s = -inf
         self._draining: asyncio.Task[None] | None = None
 
     # ---- from the transport ----------------------------------------------------------------------------------------
@@ -152,12 +146,11 @@ class ExpressConnection(Connection):
         return not self._is_answering and super()._is_idle
 
     def _process_keepalive(self) -> None:
-        if self._is_answering:
-            self._put_off_end()
+        # It is aiohttp's loop that notes when a request was answered, and it saw none of those that were answered here.
+        idle_s = 0.0 if self._is_answering else self._express.now_s() - self._answered_s
+        end = self._loop.time() + self._keepalive_timeout - idle_s
+        self._next_keepalive_close_time = max(end, self._next_keepalive_close_time)
         super()._process_keepalive()
-
-    def _put_off_end(self) -> None:
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -233,21 +226,32 @@ class ExpressConnection(Connection):
 
     def _answer(self, route: str, answer: Response) -> None:
         """Send an answer, and let what came behind the request have its turn."""
-        self._express.count(route, self._began_s, answer)
+        # Written out, with nothing called that need not be.
+        express = self._express
+        self._answered_s = now_s = express.now_s()
+        took_s = now_s - self._began_s
+        counted = express.counters.routes[route]
+        counted.counts[bisect_left(REQUEST_BOUNDS, took_s)] += 1
+        counted.seconds += took_s
+        if answer.status != 200:
+            code = answer.code if isinstance(answer, ErrorResponse) else None
+            express.counters.not_ok(route, answer.status, code)
         self._is_answering = False
         self.is_answered = True
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        is_last = not self.is_open
-        answer.send(transport, self.stamp.lines(), CLOSE_LINE if is_last else b"")
-        if is_last:
+        messages = self._messages
+        if self._is_ending or self._close or (self._half_closed and not messages):
+            answer.send(transport, self.stamp.lines(), CLOSE_LINE)
             self.force_close()
-        elif self._writable is not None:
+            return
+        answer.send(transport, self.stamp.lines(), b"")
+        if self._writable is not None:
             self._is_answering = True
             self._draining = self._loop.create_task(self._drain())
-        else:
-            self._go_on()
+        elif messages:
+            self._wake()
 
     async def _drain(self) -> None:
         """Wait until the client takes what it asked for, as after every answer."""
@@ -257,11 +261,11 @@ class ExpressConnection(Connection):
             return
         self._is_answering = False
         if self.is_open:
-            self._go_on()
+            self._wake()
         else:
             self.force_close()
 
-    def _go_on(self) -> None:
-        self._put_off_end()
+    def _wake(self) -> None:
+        """Let aiohttp's loop take what waits for it."""
         if self._messages and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

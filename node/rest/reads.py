@@ -11,7 +11,7 @@ from kvnode.node.api import Record, StoreApi
 from kvnode.node.errors import KeyNotFound
 from kvnode.node.rest.params import READ_PARAMETERS, decode_key, parse_query, parse_read_token
 from kvnode.node.rest.request import Request
-from kvnode.node.rest.response import JSON_TYPE, Response, error_response, etag_of, position_lines
+from kvnode.node.rest.response import JSON_TYPE, Response, error_response, etag_of, position_lines, record_lines
 from kvnode.node.rest.routes import Table
 from kvnode.protocol.types import Position
 
@@ -48,7 +48,7 @@ class ReadRoutes:
         if record is not None and hdrs.IF_NONE_MATCH in request.message.headers:
             etag = etag_of(record.position)
             if names_etag(request, etag.decode()):
-                return Response(304, _lines(record, applied), None)
+                return Response(304, record_lines(applied, record.position), None)
         return record_answer(key.decode(), record, applied)
 
 
@@ -57,11 +57,7 @@ def record_answer(key: str, record: Record | None, applied: Position) -> Respons
     if record is None:
         return error_response(KeyNotFound(key), position_lines(applied))
     body = b'{"key":%b,"value":%b}' % (_encode_key(key), record.value)
-    return Response(200, JSON_TYPE + _lines(record, applied), body)
-
-
-def _lines(record: Record, applied: Position) -> bytes:
-    return b"%bETag: %b\r\n" % (position_lines(applied), etag_of(record.position))
+    return Response(200, JSON_TYPE + record_lines(applied, record.position), body)
 
 
 def names_etag(request: Request, etag: str) -> bool:

@@ -73,6 +73,16 @@ def position_lines(position: Position) -> bytes:
     return b"Kv-Seq: %d\r\nKv-Epoch: %b\r\n" % (position.seq, _epoch_text(position.epoch))
 
 
+def record_lines(applied: Position, version: Position) -> bytes:
+    """Kv-Seq, Kv-Epoch, and the ETag of the record that was found."""
+    return b'Kv-Seq: %d\r\nKv-Epoch: %b\r\nETag: "%b-%d"\r\n' % (
+        applied.seq,
+        _epoch_text(applied.epoch),
+        _epoch_text(version.epoch),
+        version.seq,
+    )
+
+
 def etag_of(version: Position) -> bytes:
     """A record's ETag, with its quotes."""
     return b'"%b-%d"' % (_epoch_text(version.epoch), version.seq)
