@@ -151,6 +151,9 @@ class Config:
     max_batch_items: int = _setting("Most items in a batch.", _parse_count, 100_000, 1)
     max_body_bytes: int = _setting("Largest request body.", parse_size, 32 * MiB, 1)
     max_queued_bytes: int = _setting("Memory of queued writes before more are refused.", parse_size, 64 * MiB, 1)
+    max_connections: int = _setting(
+        "REST connections served at a time; requests on others are refused.", _parse_count, 1024, 1
+    )
     max_frame_bytes: int = _setting("Largest frame of the peer protocol.", parse_size, 64 * MiB, 4 * KiB)
 
     @property

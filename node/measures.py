@@ -193,6 +193,14 @@ class _NodeCollector(Collector):
         front = self._front
         yield from families_of_requests(front.counters)
         yield _gauge("kvnode_http_connections", "Open connections of REST clients.", front.connection_count)
+        yield _gauge(
+            "kvnode_http_surplus_connections",
+            "Those of them beyond the limit, which are refused.",
+            front.admission.surplus,
+        )
+        yield _gauge(
+            "kvnode_http_max_connections", "The limit: connections served at a time.", front.admission.max_connections
+        )
         yield _gauge("kvnode_http_held_bytes", "What request bodies under way hold in memory.", front.held_bytes)
 
     def _of_commits(self) -> Iterable[Metric]:

@@ -19,6 +19,7 @@ import uvloop
 from kvnode.node.api import NewestEntries
 from kvnode.node.clock import Clock, RealClock
 from kvnode.node.config import Address, Config
+from kvnode.node.descriptors import own_files, raise_open_files, share
 from kvnode.node.errors import Draining, StorageError, Syncing, Unavailable
 from kvnode.node.eventlog import EventLog, open_event_log
 from kvnode.node.fs import Fs, RealFs
@@ -27,6 +28,7 @@ from kvnode.node.remedies import directory_remedy, listening_remedy
 from kvnode.node.replication.cluster import Cluster
 from kvnode.node.replication.logtail import LogTail
 from kvnode.node.replication.ports import Shared
+from kvnode.node.rest.admission import MAX_SURPLUS
 from kvnode.node.rest.front import RestFront
 from kvnode.node.startup import OpenedDirectory, begin_reign, make_data_directory, open_directory, remember_later
 from kvnode.node.storage.datadir import DirectoryLock, Layout
@@ -210,7 +212,8 @@ class Node:
             superseded_term=opened.superseded_term,
             joining=joining,
         )
-        self.front = RestFront(config, self.cluster, self, log)
+        served, surplus = _rest_connections(config, log)
+        self.front = RestFront(config, self.cluster, self, log, max_connections=served, max_surplus=surplus)
         self._space = functools.partial(opened.fs.space, config.data)
         self._metrics: NodeMetrics | None = None
 
@@ -375,6 +378,17 @@ class Node:
                 self._space,
             )
         return await self._metrics.render(accept)
+
+
+def _rest_connections(config: Config, log: EventLog) -> tuple[int, int]:
+    """(to be served, to be refused) at a time, with as many open files as the process may have."""
+    wanted = own_files(config) + config.max_connections + MAX_SURPLUS
+    limit = raise_open_files(wanted)
+    served, surplus = share(limit, config, MAX_SURPLUS)
+    if served < config.max_connections:
+        hint = f"raise the limit of open files (`ulimit -n`) to {wanted}, or lower --max-connections"
+        log.warning("few_open_files", limit=limit, max_connections=served, hint=hint)
+    return served, surplus
 
 
 def _import_metrics() -> type[NodeMetrics]:

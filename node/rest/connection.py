@@ -62,6 +62,7 @@ class Connection(RequestHandler):
         "_linger_timeout_s",
         "_log",
         "_lost",
+        "_on_lost",
         "_on_malformed",
         "_stall_timeout_s",
         "_writable",
@@ -80,12 +81,14 @@ class Connection(RequestHandler):
         stall_timeout_s: float,
         linger_timeout_s: float,
         on_malformed: Callable[[], None],
+        on_lost: Callable[[], None],
         **limits: Any,
     ) -> None:
         """Serve one client.
 
         Args:
             on_malformed: told of each input that is no HTTP.
+            on_lost: told once, when the connection is no more.
             stall_timeout_s: how long a client may take nothing of its answer.
             linger_timeout_s: how long what follows a refused body or malformed input is read and thrown away.
             limits: further settings of aiohttp's `RequestHandler`.
@@ -98,6 +101,7 @@ class Connection(RequestHandler):
         self._stall_timeout_s = stall_timeout_s
         self._linger_timeout_s = linger_timeout_s
         self._on_malformed = on_malformed
+        self._on_lost = on_lost
         self._is_discarding = False
         self._is_ending = False
         self._half_closed = False
@@ -126,6 +130,7 @@ class Connection(RequestHandler):
         self.receiving = EMPTY_PAYLOAD
         if not self._lost.done():
             self._lost.set_result(None)
+            self._on_lost()
         self._set_writable()
 
     def pause_writing(self) -> None:

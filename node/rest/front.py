@@ -15,6 +15,7 @@ from kvnode.node.clock import Clock, RealClock
 from kvnode.node.config import Address, Config
 from kvnode.node.eventlog import EventLog
 from kvnode.node.metrics import REQUEST_BOUNDS, RequestCounters
+from kvnode.node.rest.admission import MAX_SURPLUS, Admission, Doorway
 from kvnode.node.rest.cluster import ClusterRoutes
 from kvnode.node.rest.connection import Connection
 from kvnode.node.rest.errors import ANSWERABLE, answerable
@@ -33,8 +34,8 @@ from kvnode.node.rest.routes import Answer, Routes
 from kvnode.node.rest.writes import WriteRoutes
 from kvnode.protocol.errors import KvError
 
-#: Connections that the kernel completes and holds for us.
-_BACKLOG = 1024
+#: Connections that the kernel completes and holds while the loop is busy; its own limit counts if that is lower.
+_BACKLOG = 4096
 
 #: How long an idle connection stays open; also how long a client may take for a request's head.
 _KEEPALIVE_TIMEOUT_S = 75.0
@@ -57,6 +58,7 @@ class RestFront:
 
     Attributes:
         counters: of the requests.
+        admission: who is served.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class RestFront:
         body_timeout_s: float = _BODY_TIMEOUT_S,
         stall_timeout_s: float = _STALL_TIMEOUT_S,
         linger_timeout_s: float = _LINGER_TIMEOUT_S,
+        max_connections: int | None = None,
+        max_surplus: int = MAX_SURPLUS,
     ) -> None:
         """Serve `store` at ``config.http``, once started.
 
@@ -79,6 +83,8 @@ class RestFront:
             body_timeout_s: how long a request's body may make no progress.
             stall_timeout_s: how long a client may take nothing of its answer.
             linger_timeout_s: how long what follows refused input is read and thrown away.
+            max_connections: that are served at a time; None = as many as the configuration says.
+            max_surplus: connections that are taken beyond that, to be refused.
         """
         self._address = config.http
         self._log = log
@@ -103,13 +109,21 @@ class RestFront:
         self.counters = RequestCounters(self._routes.paths)
         self._counted = self.counters.routes
         self._express = Express(config, store, self.counters, self._now_s, self._refuse)
+        self.admission = Admission(
+            config.max_connections if max_connections is None else max_connections,
+            self._stamp,
+            self._now_s,
+            self._routes.route_of,
+            self._count_refused,
+            max_surplus=max_surplus,
+        )
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None
 
     @property
     def connection_count(self) -> int:
-        """Connections that are open."""
-        return len(self._connections())
+        """Connections that are open, whether they are served or not."""
+        return self.admission.served + self.admission.surplus
 
     @property
     def held_bytes(self) -> int:
@@ -149,6 +163,7 @@ class RestFront:
             return
         # What was accepted last begins to wait for its request in this turn.
         await asyncio.sleep(0)
+        self.admission.close()
         for connection in self._connections():
             connection.close_if_answered()
         tasks = [task for connection in self._connections() if (task := connection.task) is not None]
@@ -163,8 +178,21 @@ class RestFront:
     def _connections(self) -> list[Connection]:
         return [] if self._server is None else cast("list[Connection]", self._server.connections)
 
-    def _connect(self) -> Connection:
-        """What serves one client."""
+    def _connect(self) -> asyncio.Protocol:
+        """What serves one client, or refuses it."""
+        if self.admission.take_place():
+            return self._connection(self.admission.leave)
+        return Doorway(self.admission, self._let_in)
+
+    def _let_in(self, transport: asyncio.Transport, begin: bytes) -> None:
+        """Serve one request of a surplus connection."""
+        connection = self._connection(self.admission.leave_surplus)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.end_soon()
+        connection.data_received(begin)
+
+    def _connection(self, on_lost: Callable[[], None]) -> Connection:
         assert self._server is not None, "connected before the start"
         return ExpressConnection(
             self._express,
@@ -175,6 +203,7 @@ class RestFront:
             stall_timeout_s=self._stall_timeout_s,
             linger_timeout_s=self._linger_timeout_s,
             on_malformed=self._count_malformed,
+            on_lost=on_lost,
             keepalive_timeout=self._keepalive_timeout_s,
             max_line_size=self._max_line_bytes,
             auto_decompress=False,
@@ -199,6 +228,14 @@ class RestFront:
             code = answer.code if isinstance(answer, ErrorResponse) else None
             self.counters.not_ok(request.route, answer.status, code)
         return answer
+
+    def _count_refused(self, path: str, began_s: float, answer: ErrorResponse) -> None:
+        """Count a request that was refused for the number of connections."""
+        took_s = self._now_s() - began_s
+        route = self._counted[path]
+        route.counts[bisect_left(REQUEST_BOUNDS, took_s)] += 1
+        route.seconds += took_s
+        self.counters.not_ok(path, answer.status, answer.code)
 
     def _count_malformed(self) -> None:
         self.counters.malformed += 1

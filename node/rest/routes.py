@@ -48,6 +48,13 @@ class Routes:
         """All paths."""
         return frozenset((*self._exact, *self._below))
 
+    def route_of(self, path: str) -> str:
+        """The path of the route, as in the tables, that this path is of; empty where there is none."""
+        if path in self._exact:
+            return path
+        begin = path[: path.find("/", 1) + 1]
+        return begin if begin in self._below else ""
+
     def find(self, request: Request) -> Handler:
         """The handler for a request, whose `path`, `query` and `route` are set on the way.
 

@@ -1,8 +1,10 @@
 """More connections than a node can serve: throughput, latency, refusals and memory as they grow, and what is kept.
 
 Clients are wrk's connections, each of which sends its next request as soon as the last one is answered, refused or not.
-The latencies are those of all answers, refusals included. The no-op application is asked for the same: what it loses
-with more connections is the load's and the kernel's part.
+The latencies are those of all answers, refusals included: a node that refuses many lets those wait their turn, and wrk
+comes back at once, so that the share of refusals (2 %) is what the p99 shows, and the p95 is of requests that are
+served. The no-op application is asked for the same: what it loses with more connections is the load's and the kernel's
+part.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from support.node_process import NodeProcess
 
 #: Ten times the connections of the other measures, and beyond.
 LEVELS = (16, CONNECTIONS, 4 * CONNECTIONS, 10 * CONNECTIONS, 40 * CONNECTIONS, 80 * CONNECTIONS)
+
+#: Around a node that serves `CONNECTIONS` at a time, which is where its puts are at their peak.
+REFUSING_LEVELS = (CONNECTIONS, 2 * CONNECTIONS, 5 * CONNECTIONS, 10 * CONNECTIONS)
 
 #: Counts refusals apart from whatever else is not 200.
 _COUNTING = """
@@ -107,16 +112,25 @@ def _watched(pid: int) -> Iterator[_Peak]:
         thread.join()
 
 
-def curve(data: Path, kind: str, noop_url: str, pace: Pace, levels: tuple[int, ...] = LEVELS) -> Curve:
+def curve(
+    data: Path,
+    kind: str,
+    noop_url: str,
+    pace: Pace,
+    levels: tuple[int, ...] = LEVELS,
+    max_connections: int | None = None,
+) -> Curve:
     """One kind of request from more and more connections to one node.
 
     Args:
         kind: `put` or `get`.
+        max_connections: that the node serves at a time; None = its default.
     """
+    flags = () if max_connections is None else ("--max-connections", str(max_connections))
     requests = puts(KVNODE, PUT_KEYS, 11) if kind == "put" else gets(KVNODE, HOT_KEYS, 11)
     noop_requests = [as_json_put(request) for request in requests] if kind == "put" else requests
     rounds: dict[int, list[dict[str, float]]] = {level: [] for level in affordable(levels)}
-    with kvnode(data) as node, from_pool(requests) as script, from_pool(noop_requests) as noop_script:
+    with kvnode(data, *flags) as node, from_pool(requests) as script, from_pool(noop_requests) as noop_script:
         if kind == "get":
             for request in fills(KVNODE, HOT_KEYS):
                 exchange(node.url, request)
@@ -133,7 +147,10 @@ def curve(data: Path, kind: str, noop_url: str, pace: Pace, levels: tuple[int, .
         {column: _summary(column)([each[column] for each in found]) for column in found[0]} for found in rounds.values()
     ]
     title = "POST /put" if kind == "put" else "GET /read, hot"
-    return Curve(f"overload-{kind}", f"{title} beyond capacity", "connections", points)
+    if max_connections is None:
+        return Curve(f"overload-{kind}", f"{title} beyond capacity", "connections", points)
+    title = f"{title} beyond capacity, {max_connections} connections served at a time"
+    return Curve(f"overload-{kind}-refused", title, "connections", points)
 
 
 def _summary(column: str) -> Callable[[list[float]], float]:
@@ -154,6 +171,7 @@ def _point(node: NodeProcess, script: str, level: int, seconds: float) -> dict[s
         "accepted": max(peak.files - before, 0),
         "served/s": load.rate * (answers - refused - unexpected) / answers if answers else 0.0,
         "p50 ms": load.p50_ms,
+        "p95 ms": load.percentiles_ms[95],
         "p99 ms": load.p99_ms,
         "max ms": load.percentiles_ms[100],
         "refused share": refused / answers if answers else 0.0,

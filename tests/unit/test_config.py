@@ -35,6 +35,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "max_batch_items": ("7", 7),
     "max_body_bytes": ("1B", 1),
     "max_queued_bytes": ("48mib", 48 * MiB),
+    "max_connections": ("17", 17),
     "max_frame_bytes": ("128MiB", 128 * MiB),
 }
 

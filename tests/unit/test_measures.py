@@ -74,7 +74,8 @@ class Parts:
         self.replication = ReplicationCounters()
         identity = SimpleNamespace(cluster_id="c0ffee", name=NAME, role="primary")
         shared = SimpleNamespace(identity=identity, config=Config(), counters=self.replication)
-        front = SimpleNamespace(counters=self.requests, connection_count=3, held_bytes=4)
+        admission = SimpleNamespace(surplus=1, max_connections=2)
+        front = SimpleNamespace(counters=self.requests, connection_count=3, held_bytes=4, admission=admission)
         self.metrics = NodeMetrics(
             "1.2.3",
             cast(Shared, shared),

@@ -49,7 +49,8 @@ A path that is described here answers any other method by 405 `method_not_allowe
 ### Limits of this node
 
 What is over one of them is answered by 413 `too_large`, which names it; what is over
-`max_queued_bytes` by 503 `overloaded`.
+`max_queued_bytes` by 503 `overloaded`; likewise, and then the connection is closed, any request on a connection over
+`max_connections`, but for `/health`, `/ready`, `/primary`, `/replica`, `/status` and `/metrics`.
 
 <details>
 <summary>All limits</summary>

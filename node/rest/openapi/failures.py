@@ -182,10 +182,14 @@ FAILURES: dict[str, Failure] = {
         example={"cause": "record_damaged"},
     ),
     "overloaded": _unavailable(
-        "more waits to be written than the node takes, or too many watch it. Nothing was written; try again later.",
+        "more waits to be written than the node takes, too many watch it, or too many are connected. Nothing was "
+        "written; try again later.",
         "too many bytes are queued for commit; nothing was written",
         {
-            "limit": {"enum": ["max_queued_bytes", "max_watchers"], "description": "What it has reached."},
+            "limit": {
+                "enum": ["max_queued_bytes", "max_watchers", "max_connections"],
+                "description": "What it has reached.",
+            },
             "max": {**_COUNT, "description": "The most that it takes of that."},
             "queued": {**_COUNT, "description": "Of a write: what is queued, in bytes."},
             "sent": {**_COUNT, "description": "Of a write: what it would add, in bytes."},

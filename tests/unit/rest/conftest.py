@@ -27,7 +27,9 @@ async def make_rig(caplog: pytest.LogCaptureFixture) -> AsyncIterator[MakeRig]:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
 
     async def make(**options: Any) -> RestRig:
-        timeouts = {name: options.pop(name) for name in list(options) if name.endswith("_timeout_s")}
+        timeouts = {
+            name: options.pop(name) for name in list(options) if name.endswith("_timeout_s") or name == "max_surplus"
+        }
         rig = RestRig(make_rig_config(**options), **timeouts)
         rigs.append(rig)
         await rig.start()

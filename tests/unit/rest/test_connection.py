@@ -362,6 +362,7 @@ def make_connection(transport: StubTransport, log: TracedEvents) -> Connection:
         stall_timeout_s=0.01,
         linger_timeout_s=0.01,
         on_malformed=lambda: None,
+        on_lost=lambda: None,
     )
     connection.connection_made(transport)
     return connection
