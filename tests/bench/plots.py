@@ -46,7 +46,8 @@ def draw(results: Results, verdicts: Sequence[Verdict], folder: Path) -> list[Pa
         latencies = [results.measures[name] for name in ("put", "get-hot", "get-cold") if name in results.measures]
         if latencies:
             drawn.append(_save(_latencies(latencies), folder / "latency.png"))
-        overloads = [results.curves[name] for name in ("overload-put", "overload-get") if name in results.curves]
+        names = ("overload-put", "overload-get", "overload-put-refused")
+        overloads = [results.curves[name] for name in names if name in results.curves]
         if overloads:
             drawn.append(_save(_overload(overloads), folder / "overload.png"))
         if "growth" in results.curves:
@@ -148,10 +149,10 @@ def _log_latency(axes: Any) -> None:
 def _overload(curves: Sequence[Curve]) -> Any:
     """Throughput, latency, refusals and memory against connections."""
     figure, ((served, tail), (refused, memory)) = plt.subplots(2, 2, figsize=(10, 7), layout="constrained", sharex=True)
-    for curve, colour in zip(curves, (_GOOD, _OTHERS[3]), strict=False):
+    for curve, colour in zip(curves, (_GOOD, _OTHERS[3], _OTHERS[1]), strict=False):
         along = curve.column("connections")
         style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2}
-        label = curve.title.removesuffix(" beyond capacity")
+        label = curve.title.replace(" beyond capacity", "")
         served.plot(along, curve.column("served/s"), label=label, **style)
         thin = {**style, "linestyle": ":", "linewidth": 1.4}
         served.plot(along, curve.column("no-op served/s"), label=f"{label}: no-op application", **thin)

@@ -108,8 +108,11 @@ class TestGoals:
             for level, served, errors in ((64, 1000, 0), (640, 850, 0), (5120, 950, 1))
         ]
         results.add(Curve("overload-put", "", "connections", points))
-        assert verdict(results, "overload: puts served") == (0.85, False)
-        assert verdict(results, "overload: answers that") == (1.0, False)
+        assert verdict(results, "overload: puts served at 10 times the") == (0.85, False)
+        assert verdict(results, "overload: puts served at 10 times --max") == (None, False)
+        results.add(Curve("overload-put-refused", "", "connections", points))
+        assert verdict(results, "overload: puts served at 10 times --max") == (0.85, False)
+        assert verdict(results, "overload: answers that") == (2.0, False)
 
     def test_an_audit_of_nothing_proves_nothing(self, results: Results) -> None:
         results.add(Facts("overload-audit", "", "keys", {"acknowledged": [0.0], "of them lost": [0.0]}))
