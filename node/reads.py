@@ -110,7 +110,7 @@ class PointReads:
         def failed(error: BaseException) -> None:
             self._fail(trip, batch, keys, error)
 
-        self._worker.submit(lambda: engine.read(keys), found, failed)
+        self._worker.hand_over(lambda: engine.read(keys), found, failed)
 
     def _deliver(
         self,

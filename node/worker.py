@@ -41,7 +41,8 @@ class Worker:
 
         The interpreter's lock otherwise comes to the thread only when the loop has nothing left to do, and what the
         thread does it for, most of all the disk, stands idle until then. Measured with 64 connections that put: from
-        this call to the thread's begin 45 us instead of 430, and groups of the same size in four fifths of the time.
+        this call to the thread's begin 45 us instead of 430, and groups of the same size in four fifths of the time. With
+        64 that read from LevelDB: a third more reads a second.
         """
         # A thread that came too late may have left it released.
         self._begun.acquire(blocking=False)
