@@ -38,7 +38,9 @@ def rebuilding() -> Syncing:
 class PointReads:
     """Reads single keys that the cache does not have. Used on the event loop only.
 
-    All misses of one turn of the loop share one trip to the worker thread and one snapshot.
+    All misses of one turn of the loop share one trip to the worker thread and one snapshot; so do all that come while
+    the thread is away: the next trip is for them. Trips that began every turn, and waited for each other at the
+    thread, made three fifths as many reads a second with 64 clients on two cores.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class PointReads:
         self._worker = worker
         self._loop = loop
         self._engine_failed = engine_failed
+        #: What waits for the next trip.
         self._batch: dict[bytes, list[asyncio.Future[ReadResult]]] = {}
+        self._is_away = False
         #: The latest trip that reads each key, while nothing newer was published.
         self._fills: dict[bytes, object] = {}
 
@@ -69,7 +73,7 @@ class PointReads:
 
     def read(self, key: bytes) -> asyncio.Future[ReadResult]:
         """The key's record, from a snapshot taken after this call."""
-        if not self._batch:
+        if not self._batch and not self._is_away:
             self._loop.call_soon(self._send)
         future: asyncio.Future[ReadResult] = self._loop.create_future()
         self._batch.setdefault(key, []).append(future)
@@ -86,6 +90,7 @@ class PointReads:
 
     def _send(self) -> None:
         batch, self._batch = self._batch, {}
+        self._is_away = True
         trip = object()
         for key in batch:
             self._fills[key] = trip
@@ -94,6 +99,7 @@ class PointReads:
 
         def found(result: _Found) -> None:
             records, position = result
+            self._go_on()
 
             def published(wait: asyncio.Future[None]) -> None:
                 error = wait.exception()
@@ -107,10 +113,20 @@ class PointReads:
             else:
                 self._applied.reached(position.seq).add_done_callback(published)
 
+        def lost(error: BaseException) -> None:
+            self._go_on()
+            failed(error)
+
         def failed(error: BaseException) -> None:
             self._fail(trip, batch, keys, error)
 
-        self._worker.hand_over(lambda: engine.read(keys), found, failed)
+        self._worker.hand_over(lambda: engine.read(keys), found, lost)
+
+    def _go_on(self) -> None:
+        """The thread is back: send it for what was asked meanwhile, before its answers are given out."""
+        self._is_away = False
+        if self._batch:
+            self._send()
 
     def _deliver(
         self,

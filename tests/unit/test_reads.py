@@ -115,6 +115,30 @@ async def test_the_misses_of_one_turn_share_one_trip(rig: Rig) -> None:
     assert rig.trips[1:] == [[b"b"]]
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_what_is_asked_while_the_thread_is_away_shares_the_next_trip(rig: Rig, is_lost: bool) -> None:
+    rig.commit(put(b"a", b"1"), put(b"b", b"2"))
+    with Hold(rig.engine, "read") as hold:
+        first = rig.ask(b"a")
+        await hold.reached()
+        others = []
+        for key in (b"b", b"missing", b"b"):
+            others.append(rig.ask(key))
+            await turns()
+        rig.commit(put(b"b", b"3"))
+        if is_lost:
+            rig.engine.close(0)
+        hold.release()
+        if is_lost:
+            for future in (first, *others):
+                with pytest.raises(Syncing):
+                    await future
+        else:
+            assert value(await first) == b"1"
+            assert [value(await future) for future in others] == [b"3", None, b"3"]
+    assert rig.trips == [[b"a"], [b"b", b"missing"]]
+
+
 async def test_what_is_found_enters_the_cache_and_what_is_not_does_not(rig: Rig) -> None:
     rig.commit(put(b"a", b"1"))
     await asyncio.gather(rig.ask(b"a"), rig.ask(b"missing"))

@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from queue import SimpleQueue
 
 import pytest
 
@@ -110,29 +111,54 @@ class BegunLock:
         return got
 
 
-async def test_the_loop_goes_on_when_what_it_handed_over_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def lock(monkeypatch: pytest.MonkeyPatch) -> BegunLock:
+    """That of the workers that the test makes."""
     lock = BegunLock()
     monkeypatch.setattr(worker_module, "Lock", lambda: lock)
+    return lock
+
+
+async def test_the_loop_goes_on_when_what_it_handed_over_has_begun(
+    lock: BegunLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = Worker("kvnode-test", asyncio.get_running_loop())
     lock.got.clear()
-    heard: list[object] = []
     bench = Bench()
-    with Hold(bench, "work") as hold:
-        kept = asyncio.ensure_future(worker.run(lambda: bench.work("kept")))
-        await hold.reached()
-        worker.hand_over(lambda: bench.work("late"), heard.append, heard.append)
-        assert (bench.done, lock.got) == ([], [False])
-        hold.release()
-        assert await kept == 1
-    assert await worker.run(lambda: bench.work("behind")) == 3
-    assert heard == [2]
+    heard: list[object] = []
+    # As if the thread got no processor.
+    seen, worker._jobs = worker._jobs, SimpleQueue()
+    worker.hand_over(lambda: bench.work("late"), heard.append, heard.append)
+    assert (bench.done, lock.got) == ([], [False])
+    seen.put(worker._jobs.get())
+    worker._jobs = seen
+    assert await worker.run(lambda: bench.work("behind")) == 2
+    assert heard == [1]
     # That one began late is not taken for the begin of the next one.
     monkeypatch.setattr(worker_module, "_BEGIN_TIMEOUT_S", 20.0)
     for number in range(3):
         worker.hand_over(lambda: bench.work("next"), heard.append, heard.append)
         await worker.run(lambda: None)
         assert lock.got == [False, *[True] * (number + 1)]
-    assert heard == [2, 4, 5, 6]
+    assert heard == [1, 3, 4, 5]
+    worker.stop()
+    assert worker.join(10)
+
+
+async def test_the_loop_does_not_wait_for_a_thread_that_has_a_job(lock: BegunLock) -> None:
+    worker = Worker("kvnode-test", asyncio.get_running_loop())
+    lock.got.clear()
+    bench = Bench()
+    heard: list[object] = []
+    with Hold(bench, "work") as hold:
+        kept = asyncio.ensure_future(worker.run(lambda: bench.work("kept")))
+        await hold.reached()
+        worker.hand_over(lambda: bench.work("next"), heard.append, heard.append)
+        assert (bench.done, lock.got) == ([], [])
+        hold.release()
+        assert await kept == 1
+    await worker.run(lambda: None)
+    assert heard == [2]
     worker.stop()
     assert worker.join(10)
 
