@@ -10,7 +10,8 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -240,15 +241,28 @@ SETTINGS: tuple[Setting, ...] = tuple(
 )
 
 
-def prepare_environment() -> None:
-    """Set what libraries take from the environment alone; what is set there already stays. Before they are imported."""
+#: What says where TLS finds certificates.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+@contextmanager
+def import_environment() -> Iterator[None]:
+    """The environment in which libraries are imported: with what they take from nowhere else."""
     # uvloop looks up as many names at once as half its threads, and has four. The names of nodes that are gone can take
     # long, which must not keep this one from those that are there.
     os.environ.setdefault("UV_THREADPOOL_SIZE", "16")
-    # aiohttp loads the system's certificates twice when it is imported, 40 ms of a start. They are for clients of TLS;
-    # a node is none.
-    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
-    os.environ.setdefault("SSL_CERT_DIR", os.devnull)
+    # aiohttp loads the system's certificates twice when it is imported, 40 ms of a start, for clients that a node does
+    # not have.
+    before = {name: os.environ.get(name) for name in _CERTIFICATES}
+    os.environ.update(dict.fromkeys(_CERTIFICATES, os.devnull))
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            if text is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = text
 
 
 def load_config(

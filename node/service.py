@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Coroutine, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -242,6 +243,7 @@ class Node:
             return _refused(error, self._config, self._log)
         identity = self._shared.identity
         self._log.info("listening", http=http, peer=peer, name=identity.name, role=identity.role)
+        threading.Thread(target=_import_late, name="kvnode-import", daemon=True).start()
         await self._stop.wait()
         faulthandler.dump_traceback_later(_STUCK_S, exit=True)
         try:
@@ -365,10 +367,13 @@ class Node:
         await self.cluster.forget(name)
 
     async def render_metrics(self, accept: str) -> tuple[str, bytes]:
-        # On a thread for the first scrape's sake: the loop must not wait for the disk that the modules are on.
-        make = await asyncio.to_thread(_import_metrics)
         if self._metrics is None:
-            self._metrics = make(
+            # On a thread: the loop must not wait for the disk that the modules are on.
+            await asyncio.to_thread(_import_late)
+        if self._metrics is None:
+            from kvnode.node.measures import NodeMetrics
+
+            self._metrics = NodeMetrics(
                 self._version,
                 self._shared,
                 self.store,
@@ -391,11 +396,13 @@ def _rest_connections(config: Config, log: EventLog) -> tuple[int, int]:
     return served, surplus
 
 
-def _import_metrics() -> type[NodeMetrics]:
-    """What renders metrics; it brings a Prometheus library along, for which no node has to wait to start."""
-    from kvnode.node.measures import NodeMetrics
+def _import_late() -> None:
+    """Import what no start has to wait for: what renders metrics, with a Prometheus library, and the API's document.
 
-    return NodeMetrics
+    Not as late as the first request for it: the installed code may be that of another release by then.
+    """
+    import kvnode.node.measures
+    import kvnode.node.rest.openapi.document  # noqa: F401
 
 
 def _warn_of_open_doors(config: Config, log: EventLog) -> None:

@@ -115,8 +115,8 @@ class FeedLimits:
     window_frames: int = 256
     #: payload bytes of one ENTRIES frame, one entry more at most
     frame_bytes: int = 1024 * 1024
-    #: keys and values of one SNAPSHOT_CHUNK, one record more at most; larger ones keep the loops of both sides longer,
-    #: and cost more time a byte
+    #: keys and values of one SNAPSHOT_CHUNK, unless one record alone has more; larger chunks keep the loops of both
+    #: sides longer, and cost more time a byte
     chunk_bytes: int = 256 * 1024
     #: bytes that the transport may hold back before nothing more is read for it
     unsent_bytes: int = 4 * 1024 * 1024

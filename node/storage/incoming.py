@@ -47,8 +47,9 @@ class SyncLost(StorageError):
 class IncomingStore:
     """The directory ``incoming/`` of a running node. Blocks; one call at a time.
 
-    Every call may raise OSError or EngineFailed. With a full disk (a `disk_full` EngineFailed) nothing of the call has
-    taken effect, and it may be made again; anything else must end the process.
+    Every call may raise OSError or EngineFailed. With a full disk (a `disk_full` EngineFailed) the call may be made
+    again: nothing of it has taken effect, but for records of `store`, which may be there. Anything else must end the
+    process.
     """
 
     def __init__(

@@ -198,9 +198,8 @@ class Run:
         for kind in ("put", "get"):
             data = self._folder / f"overload-{kind}"
             self.results.add(overload.curve(data, kind, self._noop_url, self.plan.overload))
-            refusing = self._folder / f"overload-{kind}-refused"
-            levels, served = overload.REFUSING_LEVELS, serving.CONNECTIONS
-            self.results.add(overload.curve(refusing, kind, self._noop_url, self.plan.overload, levels, served))
+        data, levels = self._folder / "overload-refused", overload.REFUSING_LEVELS
+        self.results.add(overload.curve(data, "put", self._noop_url, self.plan.overload, levels, serving.CONNECTIONS))
         connections = 10 * serving.CONNECTIONS
         self.results.add(overload.lost_when_killed(self._folder / "overload-killed", connections, 2.0))
 

@@ -316,6 +316,18 @@ def test_record_of_an_epoch_outside_the_history_is_corruption() -> None:
     assert "not this node's history" in str(error)
 
 
+def test_record_of_the_reign_before_its_own_is_corruption() -> None:
+    rig = written(6)
+    rig.engines.database(rig.layout.db).logs[-1].clear()
+    history = rig.files.load_history()
+    assert history is not None
+    rig.files.save_history(history.begin(Epoch.of(9, 9), 4))
+    error = check_refused_twice(rig, LogDamaged)
+    assert "not this node's history" in str(error)
+    assert error.fields["seq"] == 4
+    assert error.fields["offset"] == rig.find_record(4)[1].offset
+
+
 def test_unknown_versions_are_refused_naming_both() -> None:
     rig = written(3)
     (path,) = rig.segment_paths()

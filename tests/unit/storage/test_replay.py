@@ -8,8 +8,9 @@ import pytest
 
 from kvnode.node.errors import EngineClosed, EngineFailed, LogDamaged
 from kvnode.node.storage import replay as replaying
-from kvnode.node.storage.replay import replay
-from kvnode.node.storage.segment import Stretch, encode_header, encode_record, read_stretches
+from kvnode.node.storage.replay import read_segments, replay
+from kvnode.node.storage.segment import Stretch, encode_header, encode_record, read_stretches, segment_name
+from kvnode.node.storage.wal import Segment
 from kvnode.protocol.entry import EntryEncoder, decode_logged
 from kvnode.protocol.types import Entry, Epoch, Op, Position, delete, put
 from support.engines import EPOCH, SMALL, opened
@@ -84,6 +85,37 @@ def test_damage_ends_a_replay_with_what_was_whole_before_it(small_batches: None)
     with pytest.raises(LogDamaged):
         replay(engine, damaged(), 0)
     assert engine.applied.position.seq == 9
+
+
+# ---- the log of a running node -------------------------------------------------------------------------------------
+
+
+def segment_of(disk: MemoryDisk, count: int, behind: bytes = b"") -> Segment:
+    """A segment whose file holds so many entries and something behind them."""
+    records = [
+        encode_record(log_record(EntryEncoder().encode(entry(seq))), marked=False) for seq in range(1, count + 1)
+    ]
+    data = encode_header(bytes(16), 1) + b"".join(records)
+    disk.put_file(PATH / segment_name(1), data + behind)
+    return Segment(1, count, len(data))
+
+
+@pytest.mark.parametrize("behind", [b"", bytes(100), b"what a full disk left behind the end"])
+def test_a_segment_is_read_up_to_its_known_end(behind: bytes) -> None:
+    disk = MemoryDisk()
+    segment = segment_of(disk, 5, behind)
+    found = [each.seq for stretch in read_segments(disk, PATH, [segment]) for each in stretch.entries]
+    assert found == [1, 2, 3, 4, 5]
+
+
+def test_a_segment_that_ends_before_its_known_end_is_damaged() -> None:
+    disk = MemoryDisk()
+    whole = segment_of(disk, 5)
+    shorter = segment_of(disk, 3)
+    with pytest.raises(LogDamaged, match="reached up to seq 5") as caught:
+        list(read_segments(disk, PATH, [whole]))
+    assert caught.value.fields["seq"] == 4
+    assert caught.value.fields["offset"] == shorter.end
 
 
 # ---- the batch of LevelDB ------------------------------------------------------------------------------------------
