@@ -278,16 +278,21 @@ def test_a_crash_while_a_checkpoint_runs_beside_writes_loses_nothing_acknowledge
     life, base = Life(write_beside_checkpoints, KEPT), Machine.new(seed=7)
     counted = base.after_crash(KEPT)
     live(life, counted, Ledger(), 7)
-    for number in range(1, len(counted.plan.calls) - 20):
+    calls, crashes = len(counted.plan.calls), 0
+    for number in range(1, calls):
         machine, ledger = base.after_crash(KEPT, CrashPlan(number, 0.5)), Ledger()
-        with pytest.raises(SimulatedCrash):
+        try:
             live(life, machine, ledger, 7)
+        except SimulatedCrash:
+            crashes += 1
         for survival in (KEPT, DROPPED, torn(number)):
             try:
                 check_recovery(machine.after_crash(survival), ledger.copy(), CONFIG)
             except BaseException as error:
                 error.add_note(f"{survival} after\n{machine.plan.story()}")
                 raise
+    # A run may have fewer calls than the one that was counted, and end before it would crash.
+    assert crashes > 0.8 * calls
 
 
 def test_without_fsync_a_kill_loses_nothing_and_a_power_loss_leaves_a_node_that_starts() -> None:
