@@ -1,7 +1,7 @@
 """One client's connection: aiohttp's HTTP/1.1 server protocol, with its rough edges taken off.
 
-This is the one place that knows the inside of aiohttp's `RequestHandler` (aiohttp 3.14). Parsing, pipelining,
-keep-alive, and reading off a refused body (`lingering_time`) are aiohttp's. What differs:
+This and `express` are the places that know the inside of aiohttp's `RequestHandler` (aiohttp 3.14). Parsing,
+pipelining, keep-alive, and reading off a refused body (`lingering_time`) are aiohttp's. What differs:
 
 - Malformed HTTP is answered by a JSON 400, and nothing is logged: it is the client's mistake. aiohttp answers in plain
   text and logs a traceback.

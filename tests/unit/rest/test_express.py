@@ -46,6 +46,7 @@ class Client(asyncio.Transport):
     Attributes:
         sent: what the node sent.
         is_ended: whether the node ended the connection, in order or not.
+        is_reset: whether it did not.
         on_write: called whenever the node has sent something.
     """
 
@@ -53,6 +54,7 @@ class Client(asyncio.Transport):
         super().__init__()
         self.sent = b""
         self.is_ended = False
+        self.is_reset = False
         self.on_write: Callable[[], None] | None = None
         self.sockets = socket.socketpair()
 
@@ -69,7 +71,7 @@ class Client(asyncio.Transport):
         self.is_ended = True
 
     def abort(self) -> None:
-        self.is_ended = True
+        self.is_ended = self.is_reset = True
 
     def write_eof(self) -> None:
         pass
@@ -464,7 +466,104 @@ async def test_a_client_that_takes_nothing_is_given_up(make_rig: MakeRig, taken:
         client.on_write = connection.pause_writing
         connection.data_received(GET)
         await until(lambda: client.is_ended)
+        assert client.is_reset
     assert taken == [GET]
+
+
+async def test_a_client_that_half_closes_and_takes_nothing_is_given_up(make_rig: MakeRig, taken: list[bytes]) -> None:
+    rig = await make_rig(stall_timeout_s=0.01)
+    await converse(rig, [PUT])
+    rig.store.hold = True
+    with connected(rig) as (connection, client):
+        await settle()
+        connection.data_received(PUT)
+        assert connection.eof_received()
+        client.on_write = connection.pause_writing
+        rig.store.held[0].set_result(WriteResult(rig.store.applied, 0))
+        await until(lambda: client.is_ended)
+        assert b"Connection: close" in client.sent
+        assert client.is_reset
+    assert taken == [PUT]
+
+
+@pytest.mark.parametrize("is_ending", [False, True], ids=["answered before", "answered at the stop"])
+@pytest.mark.parametrize("request_", [GET, PUT], ids=["read", "put"])
+async def test_a_stop_waits_while_a_client_takes_its_answer(
+    make_rig: MakeRig, taken: list[bytes], request_: bytes, is_ending: bool
+) -> None:
+    rig = await make_rig()
+    await converse(rig, [PUT, GET])
+    rig.store.hold = request_ is PUT
+    with connected(rig) as (connection, client):
+        await settle()
+        connection.data_received(GET)
+        client.on_write = connection.pause_writing
+        if is_ending and request_ is GET:
+            rig.front.stop_accepting()
+        connection.data_received(request_)
+        if is_ending:
+            rig.front.stop_accepting()
+        for held in rig.store.held:
+            held.set_result(WriteResult(rig.store.applied, 0))
+        await settle()
+        assert (b"Connection: close" in client.sent) == is_ending
+        closing = asyncio.create_task(rig.front.close(20.0))
+        await settle()
+        assert not client.is_ended
+        assert not closing.done()
+        connection.resume_writing()
+        await closing
+        assert client.is_ended
+        assert not client.is_reset
+    assert taken == [GET, request_]
+
+
+async def test_what_came_behind_an_answer_that_is_taken_at_the_stop_is_the_last_one(rig: RestRig) -> None:
+    await converse(rig, [PUT, GET])
+    with connected(rig) as (connection, client):
+        await settle()
+        client.on_write = connection.pause_writing
+        connection.data_received(GET)
+        client.on_write = None
+        connection.data_received(GET)
+        connection.end_soon()
+        connection.resume_writing()
+        await until(lambda: client.is_ended)
+        assert client.sent.count(b'"value":1') == 2
+        assert client.sent.count(b"Connection: close") == 1
+
+
+async def test_a_connection_is_idle_since_its_last_answer(rig: RestRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await converse(rig, [PUT, GET])
+    with connected(rig) as (connection, client):
+        await settle()
+        connection.data_received(GET)
+        answered_s = rig.front._express.now_s()
+        for idle_s, is_over in ((70.0, False), (80.0, True)):
+            monkeypatch.setattr(rig.front._express, "now_s", lambda idle_s=idle_s: answered_s + idle_s)
+            # As the connection's timer finds it when it goes off.
+            connection._next_keepalive_close_time = 0.0
+            connection._process_keepalive()
+            assert client.is_ended == is_over
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PUT[: PUT.index(b"Content")] + b"Transfer-Encoding: chunked\r\n\r\n",
+        GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["chunks", "upgrade", "tunnel"],
+)
+async def test_where_the_end_is_not_known_nothing_more_is_taken(rig: RestRig, taken: list[bytes], data: bytes) -> None:
+    await converse(rig, [PUT, GET])
+    with connected(rig) as (connection, _):
+        await settle()
+        for sent in (data, GET, GET):
+            connection.data_received(sent)
+            await settle()
+    assert taken == []
 
 
 async def test_a_stop_while_a_client_takes_its_answer(rig: RestRig) -> None:
