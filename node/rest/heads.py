@@ -59,14 +59,18 @@ class KnownHeads:
             message: what the parser made of it.
         """
         start = data.find(b"\r\n")
+        head = data[start:end]
+        # One that is known comes this way with every request that is not plain for another reason.
+        if head in self.gets or head in self.posts or len(head) > _LONGEST_HEAD_BYTES:
+            return
         line = f"{message.method} {message.path} HTTP/1.1".encode("utf-8", "surrogateescape")
-        if end - start > _LONGEST_HEAD_BYTES or data[:start] != line or not _is_inert(message):
+        if data[:start] != line or not _is_inert(message):
             return
         length = message.headers.get(hdrs.CONTENT_LENGTH)
         if message.method == hdrs.METH_GET and length is None:
-            _remember(self.gets, data[start:end], None)
+            _remember(self.gets, head, None)
         elif message.method == hdrs.METH_POST and length is not None:
-            _remember(self.posts, data[start:end], int(length))
+            _remember(self.posts, head, int(length))
 
 
 def _is_inert(message: RawRequestMessage) -> bool:
