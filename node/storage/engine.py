@@ -30,6 +30,9 @@ class Applied(NamedTuple):
     time_ms: int = 0
 
 
+#: How long one who opened an engine that nobody else reads waits for it to close.
+CLOSE_TIMEOUT_S = 60.0
+
 #: What an empty engine says.
 NOTHING_APPLIED = Applied(Position(Epoch(0), 0), synced=False)
 

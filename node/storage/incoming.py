@@ -24,7 +24,7 @@ from kvnode.node.errors import EngineFailed, FileDamaged, StorageError, StorageF
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs
 from kvnode.node.storage.datadir import Layout, Member, StateFiles, Swap
-from kvnode.node.storage.engine import Engine, EngineFactory
+from kvnode.node.storage.engine import CLOSE_TIMEOUT_S, Engine, EngineFactory
 from kvnode.node.storage.wal import DISK_FULL_ERRNOS, WalOptions, make_segment
 from kvnode.protocol import fields
 from kvnode.protocol.snapshot import RecordFields
@@ -33,9 +33,6 @@ from kvnode.protocol.types import History, Position
 
 #: Begins the name of a sync's LevelDB.
 _DB = "db-"
-
-#: How long closing may wait for calls inside; there are none.
-_CLOSE_TIMEOUT_S = 60.0
 
 
 class SyncLost(StorageError):
@@ -119,7 +116,7 @@ class IncomingStore:
             engine.flush()
             self._files.save_incoming(incoming)
         except BaseException:
-            engine.close(_CLOSE_TIMEOUT_S)
+            engine.close(CLOSE_TIMEOUT_S)
             raise
         # From here on it is this sync that is there.
         self.close()
@@ -142,7 +139,7 @@ class IncomingStore:
 
     def close(self) -> None:
         """Close what is open; what is stored stays, and the next call opens it again."""
-        if self._engine is not None and not self._engine.close(_CLOSE_TIMEOUT_S):
+        if self._engine is not None and not self._engine.close(CLOSE_TIMEOUT_S):
             raise EngineFailed(f"{self._layout.incoming}: LevelDB does not close")
         self._engine = None
 

@@ -210,13 +210,7 @@ class LevelDbEngine:
                     else:
                         delete(DATA_PREFIX + op.key)
             last = entries[-1]
-            applied = Applied(last.position, synced, last.time_ms)
-            put(APPLIED_KEY, encode_applied(applied))
-            try:
-                batch.write()
-            except plyvel.Error as error:
-                raise self._fail("a write failed", error) from error
-            self._applied = applied
+            self._write_applied(batch, Applied(last.position, synced, last.time_ms))
 
     def begin_replay_batch(self) -> LevelDbReplayBatch:
         with self._gate:
@@ -226,12 +220,7 @@ class LevelDbEngine:
         """For `LevelDbReplayBatch`: write what it has collected, and with it what is applied then."""
         with self._gate:
             self._check_writable()
-            batch.put(APPLIED_KEY, encode_applied(applied))
-            try:
-                batch.write()
-            except plyvel.Error as error:
-                raise self._fail("a write failed", error) from error
-            self._applied = applied
+            self._write_applied(batch, applied)
 
     def contains(self, key: bytes) -> bool:
         with self._gate:
@@ -341,6 +330,15 @@ class LevelDbEngine:
                 raise
             self._scans.add(scan)
             return scan
+
+    def _write_applied(self, batch: Any, applied: Applied) -> None:
+        """Write a batch, and with it what is applied then. Called through the gate."""
+        batch.put(APPLIED_KEY, encode_applied(applied))
+        try:
+            batch.write()
+        except plyvel.Error as error:
+            raise self._fail("a write failed", error) from error
+        self._applied = applied
 
     def _write_synced(self, batch: Any, failing: str) -> None:
         """Write a synced batch, so that it survives anything. Called through the gate."""

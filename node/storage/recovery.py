@@ -15,7 +15,7 @@ from kvnode.node.errors import DataLost, EngineFailed, LogDamaged, LogFailed, St
 from kvnode.node.eventlog import EventLog
 from kvnode.node.fs import Fs, read_file
 from kvnode.node.storage.datadir import CleanStop, Identity, Layout, StateFiles
-from kvnode.node.storage.engine import NOTHING_APPLIED, Applied, Engine, EngineFactory
+from kvnode.node.storage.engine import CLOSE_TIMEOUT_S, NOTHING_APPLIED, Applied, Engine, EngineFactory
 from kvnode.node.storage.replay import STRETCH_BYTES, replay
 from kvnode.node.storage.segment import (
     HEADER_BYTES,
@@ -34,9 +34,6 @@ from kvnode.protocol.types import Epoch, History, Position, Reign, Seq
 
 #: How much of a segment is read and written at a time.
 _COPY_BYTES = 1024 * 1024
-
-#: How long start-up waits for an engine that it opened itself, and which nobody else reads, to close.
-_CLOSE_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -137,7 +134,7 @@ class Recovery:
         except EngineFailed:
             return None
         if engine.applied.position != Position(history.epoch_of(clean.last_seq), clean.last_seq):
-            engine.close(_CLOSE_TIMEOUT_S)
+            engine.close(CLOSE_TIMEOUT_S)
             return None
         self._files.remove_clean_stop()
         self._files.remove_repair()
@@ -309,7 +306,7 @@ class Recovery:
 
     def _close(self, engine: Engine | None) -> None:
         if engine is not None:
-            engine.close(_CLOSE_TIMEOUT_S)
+            engine.close(CLOSE_TIMEOUT_S)
 
     # ---- the log -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from kvnode.node.errors import EngineFailed, LogDamaged
 from kvnode.node.fs import Fs, read_file
 from kvnode.node.storage.datadir import Layout
-from kvnode.node.storage.engine import Engine, EngineFactory, ReplayBatch
+from kvnode.node.storage.engine import CLOSE_TIMEOUT_S, Engine, EngineFactory, ReplayBatch
 from kvnode.node.storage.segment import HEADER_BYTES, Damage, Stretch, read_stretches
 from kvnode.node.storage.wal import Segment, Wal
 from kvnode.protocol.types import Seq
@@ -19,9 +19,6 @@ STRETCH_BYTES = 256 * 1024
 
 #: About how much of the log is applied to the engine in one batch, so that memory stays bounded.
 _BATCH_BYTES = 4 * 1024 * 1024
-
-#: How long to wait for an engine that was opened here, and which nobody else reads, to close.
-_CLOSE_TIMEOUT_S = 60.0
 
 
 def replay(engine: Engine, stretches: Iterator[Stretch], after_seq: Seq) -> int:
@@ -72,7 +69,7 @@ def reopen_engine(fs: Fs, layout: Layout, open_engine: EngineFactory, wal: Wal, 
         segments = [segment for segment in wal.segments if segment.last_seq > checkpoint_seq]
         replay(engine, read_segments(fs, layout.wal, segments), checkpoint_seq)
     except BaseException:
-        engine.close(_CLOSE_TIMEOUT_S)
+        engine.close(CLOSE_TIMEOUT_S)
         raise
     return engine
 
