@@ -156,17 +156,22 @@ class RequestCounters:
         self.broken = 0
         self.malformed = 0
 
-    def not_ok(self, path: str, status: int, code: str | None) -> None:
-        """Count what is not 200 about a request that was.
+    def count(self, path: str, took_s: float, status: int, code: str | None) -> None:
+        """Count a request that is answered.
 
         Args:
             path: one of `routes`.
-            code: of the error, if it was answered with one.
+            took_s: how long it took until there was an answer.
+            status: of HTTP.
+            code: of the error, if it is answered with one.
         """
         route = self.routes[path]
-        route.statuses[status] = route.statuses.get(status, 0) + 1
-        if code is not None:
-            route.errors[code] = route.errors.get(code, 0) + 1
+        route.counts[bisect_left(REQUEST_BOUNDS, took_s)] += 1
+        route.seconds += took_s
+        if status != 200:
+            route.statuses[status] = route.statuses.get(status, 0) + 1
+            if code is not None:
+                route.errors[code] = route.errors.get(code, 0) + 1
 
 
 class ReplicaMeasures(NamedTuple):

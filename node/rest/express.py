@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import string
-from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
@@ -32,7 +31,7 @@ from aiohttp.http import RawRequestMessage
 
 from kvnode.node.api import ReadResult, StoreApi, WriteResult
 from kvnode.node.config import Config
-from kvnode.node.metrics import REQUEST_BOUNDS, RequestCounters
+from kvnode.node.metrics import RequestCounters
 from kvnode.node.rest.body import decode_put
 from kvnode.node.rest.connection import Connection
 from kvnode.node.rest.heads import KnownHeads
@@ -237,16 +236,9 @@ class ExpressConnection(Connection):
 
     def _answer(self, route: str, answer: Response) -> None:
         """Send an answer, and let what came behind the request have its turn."""
-        # Written out, with nothing called that need not be.
         express = self._express
         self._answered_s = now_s = express.now_s()
-        took_s = now_s - self._began_s
-        counted = express.counters.routes[route]
-        counted.counts[bisect_left(REQUEST_BOUNDS, took_s)] += 1
-        counted.seconds += took_s
-        if answer.status != 200:
-            code = answer.code if isinstance(answer, ErrorResponse) else None
-            express.counters.not_ok(route, answer.status, code)
+        express.counters.count(route, now_s - self._began_s, answer.status, answer.code)
         transport = self.transport
         if transport is None or transport.is_closing():
             return

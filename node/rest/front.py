@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from kvnode.node.api import NodeApi, StoreApi
 from kvnode.node.clock import Clock, RealClock
 from kvnode.node.config import Address, Config
 from kvnode.node.eventlog import EventLog
-from kvnode.node.metrics import REQUEST_BOUNDS, RequestCounters
+from kvnode.node.metrics import RequestCounters
 from kvnode.node.rest.admission import MAX_SURPLUS, Admission, Doorway
 from kvnode.node.rest.cluster import ClusterRoutes
 from kvnode.node.rest.connection import Connection
@@ -107,7 +106,6 @@ class RestFront:
             self._events.table,
         )
         self.counters = RequestCounters(self._routes.paths)
-        self._counted = self.counters.routes
         self._express = Express(config, store, self.counters, self._now_s, self._refuse)
         self.admission = Admission(
             config.max_connections if max_connections is None else max_connections,
@@ -219,23 +217,12 @@ class RestFront:
             answer = await handler(request)
         except Exception as error:
             answer = self._refuse(error, request.route)
-        # Written out, with nothing called that need not be: a read that the cache answers takes few microseconds.
-        took_s = self._now_s() - began_s
-        route = self._counted[request.route]
-        route.counts[bisect_left(REQUEST_BOUNDS, took_s)] += 1
-        route.seconds += took_s
-        if answer.status != 200:
-            code = answer.code if isinstance(answer, ErrorResponse) else None
-            self.counters.not_ok(request.route, answer.status, code)
+        self.counters.count(request.route, self._now_s() - began_s, answer.status, answer.code)
         return answer
 
     def _count_refused(self, path: str, began_s: float, answer: ErrorResponse) -> None:
         """Count a request that was refused for the number of connections."""
-        took_s = self._now_s() - began_s
-        route = self._counted[path]
-        route.counts[bisect_left(REQUEST_BOUNDS, took_s)] += 1
-        route.seconds += took_s
-        self.counters.not_ok(path, answer.status, answer.code)
+        self.counters.count(path, self._now_s() - began_s, answer.status, answer.code)
 
     def _count_malformed(self) -> None:
         self.counters.malformed += 1

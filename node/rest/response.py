@@ -93,10 +93,13 @@ class Response:
 
     Attributes:
         status: of HTTP; one that this front uses.
+        code: of the error, if it is one.
         lines: header lines beside Server, Date, Connection and Content-Length.
         body: None for an answer that has none by definition; a HEAD gets the length only.
         keep_alive: after `write_eof`: whether the connection goes on.
     """
+
+    code: str | None = None
 
     __slots__ = ("_request", "body", "keep_alive", "lines", "status")
 
@@ -155,11 +158,7 @@ class Response:
 
 
 class ErrorResponse(Response):
-    """An answer that is an error.
-
-    Attributes:
-        code: of the error.
-    """
+    """An answer that is an error."""
 
     __slots__ = ("code",)
 
@@ -189,10 +188,12 @@ class StreamedResponse:
 
     Attributes:
         status: of HTTP.
+        code: None, as it is no error.
         keep_alive: after `write_eof`: whether the connection goes on.
     """
 
     status = 200
+    code = None
 
     __slots__ = ("_lines", "_on_broken", "_parts", "_request", "keep_alive")
 

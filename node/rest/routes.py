@@ -50,10 +50,8 @@ class Routes:
 
     def route_of(self, path: str) -> str:
         """The path of the route, as in the tables, that this path is of; empty where there is none."""
-        if path in self._exact:
-            return path
-        begin = path[: path.find("/", 1) + 1]
-        return begin if begin in self._below else ""
+        route, methods = self._look_up(path)
+        return route if methods is not None else ""
 
     def find(self, request: Request) -> Handler:
         """The handler for a request, whose `path`, `query` and `route` are set on the way.
@@ -65,16 +63,21 @@ class Routes:
         if not target.startswith("/") or "#" in target:
             target = origin_form(target)
         path, _, request.query = target.partition("?")
-        request.path = route = path
-        methods = self._exact.get(route)
+        request.path = path
+        route, methods = self._look_up(path)
         if methods is None:
-            # The part up to the second slash, that included.
-            route = path[: path.find("/", 1) + 1]
-            methods = self._below.get(route)
-            if methods is None:
-                raise RouteNotFound(f"no route {path[:100]!a}")
+            raise RouteNotFound(f"no route {path[:100]!a}")
         request.route = route
         handler = methods.get(request.message.method)
         if handler is None:
             raise MethodNotAllowed(request.message.method, tuple(sorted(methods)))
         return handler
+
+    def _look_up(self, path: str) -> tuple[str, Mapping[str, Handler] | None]:
+        """The route of a path, as in the tables, and its handlers by method, which are None where there is no route."""
+        methods = self._exact.get(path)
+        if methods is not None:
+            return path, methods
+        # The part up to the second slash, that included.
+        route = path[: path.find("/", 1) + 1]
+        return route, self._below.get(route)

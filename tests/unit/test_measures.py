@@ -213,9 +213,9 @@ async def test_what_a_full_sync_holds_back(parts: Parts) -> None:
 
 def test_routes_appear_when_they_are_asked_for() -> None:
     counters = RequestCounters(["/put", "/read/", "/status"])
-    counters.routes["/read/"].counts[2] += 3
+    counters.count("/read/", 0.00005, 404, "key_not_found")
+    counters.routes["/read/"].counts[2] += 2
     counters.routes["/read/"].seconds = 0.25
-    counters.not_ok("/read/", 404, "key_not_found")
     counters.broken, counters.malformed = 5, 6
     families = {family.name: family for family in families_of_requests(counters)}
     requests = {

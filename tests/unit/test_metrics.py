@@ -35,10 +35,10 @@ def test_bounds_ascend(bounds: tuple[float, ...]) -> None:
 
 def test_what_is_not_200_is_counted_by_status_and_code() -> None:
     counters = RequestCounters(["/put", "/read/"])
-    counters.not_ok("/put", 503, "overloaded")
-    counters.not_ok("/put", 503, "overloaded")
-    counters.not_ok("/read/", 304, None)
-    counters.not_ok("", 404, "route_not_found")
+    counters.count("/put", 0.1, 503, "overloaded")
+    counters.count("/put", 0.1, 503, "overloaded")
+    counters.count("/read/", 0.1, 304, None)
+    counters.count("", 0.1, 404, "route_not_found")
     assert (counters.routes["/put"].statuses, counters.routes["/put"].errors) == ({503: 2}, {"overloaded": 2})
     assert (counters.routes["/read/"].statuses, counters.routes["/read/"].errors) == ({304: 1}, {})
     assert (counters.routes[""].statuses, counters.routes[""].errors) == ({404: 1}, {"route_not_found": 1})
